@@ -1,0 +1,38 @@
+"""A step result: the tokens that one plan brought, row by row."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, kw_only=True)
+class StepResult:
+    """What rank 0 of a group reports for one plan.
+
+    Row i answers row i of the plan (see `StepPlan.num_rows`). A row brings no token while its prompt is not finished,
+    and none once its slot has ended on the worker.
+    """
+
+    group_id: int
+    epoch: int
+    step_id: int
+    num_tokens: list[int]
+    """Tokens per row; today 0 or 1, more under speculation."""
+    token_ids: list[int]
+    """The rows' tokens, one after another."""
+    logprob_lens: list[int] = field(default_factory=list)
+    """Log-probability entries per token of `token_ids`, 0 for rows that asked for none; empty when no row asked."""
+    logprob_ids: list[int] = field(default_factory=list)
+    """Per token the drawn id first, then the likeliest, best first."""
+    logprob_values: list[float] = field(default_factory=list)
+    """Natural log-probabilities of the raw logits, beside `logprob_ids`."""
+    logprob_ranks: list[int] = field(default_factory=list)
+    """Ranks in the vocabulary, beside `logprob_ids`; 1 is the likeliest."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StepRefusal:
+    """A worker's word that it cannot execute a plan. The scheduler resets the group."""
+
+    group_id: int
+    epoch: int
+    step_id: int
+    error: str
