@@ -1,0 +1,1 @@
+"""Copies of whole KV blocks, made before a forward pass."""

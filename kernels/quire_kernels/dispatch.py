@@ -1,0 +1,105 @@
+"""The one place where an operation is given its implementation, by device, capability and shape.
+
+Every function has the contract of the reference of the same name, whose docstring describes it. Nothing here
+synchronises with the device or looks at values. Triton is imported only when a tensor on a GPU asks for it.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+
+from torch import Tensor
+
+from quire_kernels.activation import reference as activation_reference
+from quire_kernels.attention import cpu as attention_cpu
+from quire_kernels.attention import reference as attention_reference
+from quire_kernels.blocks import reference as blocks_reference
+from quire_kernels.norm import reference as norm_reference
+from quire_kernels.rotary import reference as rotary_reference
+from quire_kernels.sampling import cpu as sampling_cpu
+from quire_kernels.sampling import logprobs
+from quire_kernels.sampling import reference as sampling_reference
+from quire_kernels.sampling.params import SamplingTensors
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return norm_reference.rms_norm(x, weight, eps)
+
+
+def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return norm_reference.fused_add_rms_norm(x, residual, weight, eps)
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    return activation_reference.silu_and_mul(x)
+
+
+def rotary_embedding(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    return rotary_reference.rotary_embedding(q, k, cos_sin, positions)
+
+
+def rotary_embedding_and_cache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    q_norm_weight: Tensor | None = None,
+    k_norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    return rotary_reference.rotary_embedding_and_cache(
+        q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, q_norm_weight, k_norm_weight, eps
+    )
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    *,
+    scale: float,
+    sliding_window: int | None,
+    max_query_len: int,
+    max_seq_len: int,
+) -> Tensor:
+    implementation = (
+        attention_cpu.paged_attention if q.device.type == "cpu" else attention_reference.paged_attention
+    )
+    return implementation(
+        q,
+        k_cache,
+        v_cache,
+        block_tables,
+        query_start_loc,
+        seq_lens,
+        scale=scale,
+        sliding_window=sliding_window,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+
+
+def copy_blocks(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:
+    blocks_reference.copy_blocks(kv, pairs)
+
+
+def sample(logits: Tensor, params: SamplingTensors) -> Tensor:
+    if logits.device.type == "cpu":
+        return sampling_cpu.sample(logits, params)
+    return sampling_reference.sample(logits, params)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return logprobs.token_logprobs(logits, tokens, num_top)

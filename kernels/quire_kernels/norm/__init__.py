@@ -1,0 +1,1 @@
+"""Root-mean-square normalisation, plain and fused with the residual addition."""
