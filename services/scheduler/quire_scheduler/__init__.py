@@ -1,0 +1,1 @@
+"""The scheduler service: one process, started with `python -m quire_scheduler`."""

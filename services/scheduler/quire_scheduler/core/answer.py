@@ -1,0 +1,131 @@
+"""Enters a worker's answer: matches it to its step and turns rows into confirmed tokens, ends and events.
+
+A row belongs to the sequence of the step's snapshot, whatever its slot holds by now. A sequence that was preempted
+meanwhile keeps the token (the step ran before its blocks were granted again); one that has ended drops it.
+"""
+
+from quire.wire.result import StepResult
+from quire_scheduler.core.event import MilestoneKind, OwnerEvents
+from quire_scheduler.core.group import Group, Step
+from quire_scheduler.core.ledger import Ledger
+from quire_scheduler.core.request import FinishReason, Sequence, Status
+from quire_scheduler.core.stats import Counters
+
+
+class AnswerError(Exception):
+    """An answer that cannot be entered as it is."""
+
+
+class StaleAnswer(AnswerError):
+    """An answer of an earlier epoch, or one that was entered before: drop it."""
+
+
+class BrokenAnswer(AnswerError):
+    """An answer that skips a step or contradicts its plan: the group must be reset."""
+
+
+def apply_answer(group: Group, result: StepResult, ledger: Ledger, counters: Counters) -> None:
+    """Confirms the oldest step in flight.
+
+    Raises `StaleAnswer` with nothing changed, or `BrokenAnswer`, after which the group must be reset.
+    """
+    step = _matching_step(group, result)
+    group.in_flight.popleft()
+    fault = _enter_rows(group, step, result, ledger)
+    if fault:
+        raise BrokenAnswer(f"step {result.step_id} of group {result.group_id}: {fault}")
+    counters.num_generated_tokens += len(result.token_ids)
+
+
+def _matching_step(group: Group, result: StepResult) -> Step:
+    where = f"step {result.step_id}, epoch {result.epoch} of group {result.group_id}"
+    if result.epoch != group.epoch:
+        raise StaleAnswer(f"{where}: the group is in epoch {group.epoch}")
+    if not group.in_flight or result.step_id < group.in_flight[0].step_id:
+        raise StaleAnswer(f"{where}: that step is not in flight")
+    step = group.in_flight[0]
+    if result.step_id != step.step_id:
+        raise BrokenAnswer(f"{where}: step {step.step_id} has no answer yet")
+    if len(result.num_tokens) != len(step.rows):
+        raise BrokenAnswer(f"{where}: {len(result.num_tokens)} rows for a plan of {len(step.rows)}")
+    if result.token_ids and not (
+        min(result.token_ids) >= 0 and max(result.token_ids) < group.capacity.vocab_size
+    ):
+        raise BrokenAnswer(f"{where}: a token outside the vocabulary of {group.capacity.vocab_size}")
+    return step
+
+
+def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) -> str:
+    """Walks the rows; returns what contradicts the plan, or nothing. At a thousand rows this loop is the cost."""
+    fault = ""
+    block_size = group.capacity.block_size
+    token_ids = result.token_ids
+    logprobs = _LogprobReader(result) if result.logprob_lens else None
+    owner = None
+    events: OwnerEvents | None = None
+    at = 0
+    for sequence, num_scheduled, count in zip(step.rows, step.num_tokens, result.num_tokens, strict=True):
+        sequence.num_in_flight -= 1
+        status = sequence.status
+        first, at = at, at + count
+        if status is Status.FINISHED:
+            continue
+        outputs = sequence.output_token_ids
+        if status is Status.RUNNING:
+            computed = sequence.num_computed + num_scheduled
+            sequence.num_computed = computed
+            draws = computed == sequence.num_prompt + len(outputs)
+            if draws is not (count == 1):
+                fault = f"{sequence} brought {count} tokens where its plan draws {int(draws)}"
+                continue
+            if computed // block_size > sequence.num_hashed_blocks:
+                group.kv.offer_full_blocks(sequence, computed)
+        if not count:
+            continue
+        request = sequence.request
+        if request.owner != owner or events is None:
+            owner = request.owner
+            events = ledger.events_of(owner)
+        token = token_ids[first]
+        num_outputs = len(outputs)
+        outputs.append(token)
+        events.handles.append(request.handle)
+        events.indexes.append(sequence.index)
+        events.first_token_indexes.append(num_outputs)
+        events.num_tokens.append(1)
+        events.token_ids.append(token)
+        if logprobs is not None:
+            logprobs.copy(first, events)
+        if token in sequence.stop_token_ids:
+            is_eos = token in request.sampling.eos_token_ids
+            _finish(ledger, events, sequence, FinishReason.STOP, 0 if is_eos else token + 1)
+        elif sequence.num_prompt + num_outputs + 1 >= sequence.max_len:
+            _finish(ledger, events, sequence, FinishReason.LENGTH, 0)
+        if num_outputs == 0 and request.traced:
+            ledger.note(MilestoneKind.FIRST_TOKEN, request, 1)
+    return fault
+
+
+def _finish(ledger: Ledger, events: OwnerEvents, sequence: Sequence, reason: FinishReason, stop: int) -> None:
+    ledger.finish(sequence, reason, row=len(events.handles) - 1, stop=stop)
+
+
+class _LogprobReader:
+    """Hands the log-probability entries of single tokens to the columns of their owners."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+        self._starts = [0]
+        for num_entries in result.logprob_lens:
+            self._starts.append(self._starts[-1] + num_entries)
+
+    def copy(self, token_index: int, events: OwnerEvents) -> None:
+        """Appends the entries of the result's token to the last row of `events`."""
+        start, stop = self._starts[token_index], self._starts[token_index + 1]
+        if start == stop:
+            return
+        events.logprob_rows.append(len(events.handles) - 1)
+        events.logprob_entries.append(stop - start)
+        events.logprob_ids += self._result.logprob_ids[start:stop]
+        events.logprob_values += self._result.logprob_values[start:stop]
+        events.logprob_ranks += self._result.logprob_ranks[start:stop]

@@ -1,0 +1,105 @@
+"""The KV blocks of one worker group: who holds each, and what the unheld ones still remember.
+
+A block is *free* (holds nothing worth keeping), *used* (held by at least one sequence) or *cached* (held by nobody,
+but its content is known by hash and can be taken up again). Free + used + cached = total, always. Allocation takes
+free blocks first, then the cached block that was let go longest ago (LRU). The pool knows no sequence and no token.
+
+Reference counting and LRU reuse of hashed blocks follow the automatic prefix caching of vLLM.
+"""
+
+from collections import OrderedDict
+
+from quire_scheduler.core.request import BlockId
+
+
+class BlockPool:
+    """Reference-counted blocks 1 to `num_blocks`."""
+
+    def __init__(self, num_blocks: int) -> None:
+        assert num_blocks > 0, "a pool without blocks cannot serve"
+        self.num_blocks = num_blocks
+        self._free = [BlockId(block) for block in range(num_blocks, 0, -1)]
+        self._cached: OrderedDict[BlockId, None] = OrderedDict()
+        self._num_holders = [0] * (num_blocks + 1)
+        self._hash_of_block: dict[BlockId, bytes] = {}
+        self._block_of_hash: dict[bytes, BlockId] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that hold nothing."""
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that nobody holds but the prefix cache remembers."""
+        return len(self._cached)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks held by at least one sequence."""
+        return self.num_blocks - len(self._free) - len(self._cached)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can hand out."""
+        return len(self._free) + len(self._cached)
+
+    def num_holders(self, block: BlockId) -> int:
+        """How many tables name the block."""
+        return self._num_holders[block]
+
+    def allocate(self) -> BlockId:
+        """A block with one holder and no content. The caller has checked `num_available`."""
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+        assert self._num_holders[block] == 0, f"block {block} was free and held"
+        self._num_holders[block] = 1
+        return block
+
+    def hold(self, block: BlockId) -> None:
+        """One more holder of a used or cached block."""
+        if self._num_holders[block] == 0:
+            del self._cached[block]
+        self._num_holders[block] += 1
+
+    def let_go(self, block: BlockId) -> None:
+        """One holder less; the last one leaves the block cached if its content is known, else free."""
+        assert self._num_holders[block] > 0, f"block {block} let go without a holder"
+        self._num_holders[block] -= 1
+        if self._num_holders[block] == 0:
+            if block in self._hash_of_block:
+                self._cached[block] = None
+            else:
+                self._free.append(block)
+
+    def find(self, content_hash: bytes) -> BlockId | None:
+        """The block whose content has this hash."""
+        return self._block_of_hash.get(content_hash)
+
+    def is_cached(self, block: BlockId) -> bool:
+        """Whether nobody holds the block and the prefix cache remembers it."""
+        return block in self._cached
+
+    def remember(self, block: BlockId, content_hash: bytes) -> bool:
+        """Names the content of a used block. False when another block has that content already or it has a name."""
+        assert self._num_holders[block] > 0, f"block {block} named while nobody holds it"
+        if content_hash in self._block_of_hash or block in self._hash_of_block:
+            return False
+        self._block_of_hash[content_hash] = block
+        self._hash_of_block[block] = content_hash
+        return True
+
+    def withdraw(self, block: BlockId, content_hash: bytes) -> None:
+        """Takes back a name whose content was never written; no effect once the block has moved on."""
+        if self._hash_of_block.get(block) != content_hash:
+            return
+        self._forget(block)
+        if block in self._cached:
+            del self._cached[block]
+            self._free.append(block)
+
+    def _forget(self, block: BlockId) -> None:
+        del self._block_of_hash[self._hash_of_block.pop(block)]

@@ -1,0 +1,135 @@
+"""Block tables of one worker group: which blocks a sequence gets, shares and gives back.
+
+Sits between the pool (which knows no sequence) and the planner (which knows no block). Every change that the worker
+must follow is written into the plan as it is made: grants of new blocks, and copies where a sequence is about to
+write into a block that another one holds too (copy-on-write, as in the PagedAttention paper, SOSP 2023).
+"""
+
+from collections import Counter
+
+from quire.wire.plan import StepPlan
+from quire_scheduler.core.block_hash import extend_block_hashes
+from quire_scheduler.core.block_pool import BlockPool
+from quire_scheduler.core.request import BlockId, Sequence
+
+KV_GROUP = 0
+"""The one group of layers that share a block table; models with several kinds of cache will have more."""
+
+NamedBlock = tuple[BlockId, bytes]
+"""A block and the hash of its content."""
+
+
+class KVManager:
+    """Grants, shares and releases the blocks of sequences."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.block_size = block_size
+        self._enable_prefix_caching = enable_prefix_caching
+        self._copy_sources: Counter[BlockId] = Counter()
+
+    def find_prefix(self, sequence: Sequence) -> list[BlockId]:
+        """The longest chain of known blocks that starts the sequence; leaves at least one token to compute."""
+        hits: list[BlockId] = []
+        if not self._enable_prefix_caching:
+            return hits
+        for index in range((sequence.num_confirmed - 1) // self.block_size):
+            extend_block_hashes(sequence, index + 1, self.block_size)
+            block = self.pool.find(sequence.block_hashes[index])
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def can_hold(self, sequence: Sequence, hits: list[BlockId], num_spared: int) -> bool:
+        """Whether all known tokens of a waiting sequence fit while `num_spared` blocks stay available."""
+        num_missing = self._num_blocks_for(sequence.num_known) - len(hits)
+        num_revived = sum(self.pool.is_cached(block) for block in hits)
+        return self.pool.num_available - num_revived >= num_missing + num_spared
+
+    def take_prefix(self, sequence: Sequence, hits: list[BlockId], plan: StepPlan) -> None:
+        """Makes the found blocks the start of the sequence's table."""
+        assert not sequence.block_table, f"{sequence} has a table already"
+        for block in hits:
+            self.pool.hold(block)
+            plan.grants += (sequence.slot, KV_GROUP, block)
+        sequence.block_table = hits
+        sequence.room = len(hits) * self.block_size
+        sequence.num_hashed_blocks = len(hits)
+
+    def make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
+        """Lets the sequence write its next `num_tokens` positions; False, and no change, if blocks are short."""
+        table = sequence.block_table
+        start = sequence.num_scheduled
+        shares_tail = start < len(table) * self.block_size and self._is_shared(table[start // self.block_size])
+        num_missing = max(0, self._num_blocks_for(start + num_tokens) - len(table))
+        if self.pool.num_available < num_missing + shares_tail:
+            return False
+        if shares_tail:
+            self._copy_tail(sequence, start // self.block_size, plan)
+        for _ in range(num_missing):
+            block = self.pool.allocate()
+            table.append(block)
+            plan.grants += (sequence.slot, KV_GROUP, block)
+        sequence.room = len(table) * self.block_size
+        return True
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Gives the child its parent's table; whoever writes into the shared tail first copies it."""
+        for block in parent.block_table:
+            self.pool.hold(block)
+        child.block_table = list(parent.block_table)
+        child.block_hashes = list(parent.block_hashes)
+        child.num_hashed_blocks = parent.num_hashed_blocks
+        parent.room = child.room = parent.num_scheduled
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives back the table; the tail goes first, so that the cache loses ends of prefixes before starts."""
+        for block in reversed(sequence.block_table):
+            self.pool.let_go(block)
+        sequence.block_table = []
+        sequence.room = 0
+        sequence.num_hashed_blocks = 0
+
+    def offer_full_blocks(self, sequence: Sequence, num_tokens: int) -> list[NamedBlock]:
+        """Enters the blocks that the first `num_tokens` tokens fill into the prefix cache; returns the new names.
+
+        Blocks with tokens that are still in flight wait until they are confirmed.
+        """
+        num_full = min(num_tokens, sequence.num_confirmed) // self.block_size
+        if not self._enable_prefix_caching:
+            sequence.num_hashed_blocks = num_full
+            return []
+        extend_block_hashes(sequence, num_full, self.block_size)
+        named: list[NamedBlock] = []
+        for index in range(sequence.num_hashed_blocks, num_full):
+            block, content_hash = sequence.block_table[index], sequence.block_hashes[index]
+            if self.pool.remember(block, content_hash):
+                named.append((block, content_hash))
+        sequence.num_hashed_blocks = max(sequence.num_hashed_blocks, num_full)
+        return named
+
+    def withdraw(self, named: list[NamedBlock]) -> None:
+        """Takes back names whose step was never executed."""
+        for block, content_hash in named:
+            self.pool.withdraw(block, content_hash)
+
+    def end_plan(self) -> None:
+        """Lets go of the blocks that this plan copies from; until now none could become another copy's target."""
+        for block, num_holds in self._copy_sources.items():
+            for _ in range(num_holds):
+                self.pool.let_go(block)
+        self._copy_sources.clear()
+
+    def _copy_tail(self, sequence: Sequence, index: int, plan: StepPlan) -> None:
+        source = sequence.block_table[index]
+        target = self.pool.allocate()
+        plan.copies += (sequence.slot, KV_GROUP, index, source, target)
+        sequence.block_table[index] = target
+        self._copy_sources[source] += 1
+
+    def _is_shared(self, block: BlockId) -> bool:
+        return self.pool.num_holders(block) - self._copy_sources[block] > 1
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)

@@ -1,0 +1,173 @@
+"""What the core knows of a request and of its sequences.
+
+A request is one prompt; a sequence is one continuation of it and the unit that is scheduled, preempted and ended.
+Sequences of one request share blocks while their tokens are equal (see `kv_manager`). Nothing here decides anything.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, NewType
+
+if TYPE_CHECKING:
+    from quire_scheduler.core.group import Group
+
+BlockId = NewType("BlockId", int)
+"""A KV block of one worker group, from 1; block 0 is scratch and never granted."""
+
+SlotId = NewType("SlotId", int)
+"""A place in a worker's persistent batch, from 0."""
+
+OwnerId = NewType("OwnerId", int)
+"""Whoever added a request and gets its events: an attached peer or a token-level client."""
+
+NO_SLOT = SlotId(-1)
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended; the numbers are those of quire.v1.FinishReason."""
+
+    STOP = 1
+    LENGTH = 2
+    ABORT = 3
+    ERROR = 4
+
+
+class Status(IntEnum):
+    """Where a sequence stands."""
+
+    WAITING = 0
+    RUNNING = 1
+    FINISHED = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Resolved sampling parameters: no field is left to a default."""
+
+    max_tokens: int
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    """Every token that ends a sequence, end-of-sequence tokens included unless they are ignored."""
+    eos_token_ids: frozenset[int] = frozenset()
+    """Those of `stop_token_ids` that are ends of sequence and so are not reported as a stop reason."""
+    num_logprobs: int = -1
+    """Alternatives per token; -1 asks for no log-probabilities."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """One prompt, as its owner handed it in, and the counters that outlive any single run of it."""
+
+    owner: OwnerId
+    handle: int
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    tenant: str = ""
+    priority: int = 0
+    resumed: tuple[tuple[int, list[int]], ...] = ()
+    """(sequence index, tokens so far) of each sequence that still lives; empty for a new request."""
+    cache_salt: bytes = b""
+    """Prefixes are shared only among requests of equal salt (tenant, adapter)."""
+    traced: bool = False
+    """Whether milestones are recorded for telemetry."""
+
+    arrival: int = -1
+    """Order of arrival, given by the core."""
+    live_sequences: "dict[int, Sequence | None]" = field(default_factory=dict)
+    """By index; None for a sequence that will be forked from the leader once the prompt is computed."""
+    num_failures: int = 0
+    """Failed steps in a row that this request was part of without a token in between."""
+    num_tokens_at_failure: int = -1
+    num_ended_tokens: int = 0
+    """Confirmed tokens of sequences that have ended."""
+    reported_cached_tokens: bool = False
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Confirmed tokens of all its sequences."""
+        return self.num_ended_tokens + sum(len(sequence.output_token_ids) for sequence in self.live_sequences.values() if sequence)
+
+
+class Sequence:
+    """One continuation of a prompt.
+
+    `num_scheduled` counts tokens whose keys and values are planned, `num_computed` those that are confirmed, and
+    `num_known` the tokens that exist: prompt, confirmed output, and draws still in flight. A plan may advance the
+    sequence up to `num_known`, and reaching it draws the next token.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_table",
+        "fork_indexes",
+        "fork_slots",
+        "group",
+        "index",
+        "max_len",
+        "num_computed",
+        "num_hashed_blocks",
+        "num_in_flight",
+        "num_known",
+        "num_prompt",
+        "num_scheduled",
+        "order",
+        "output_token_ids",
+        "request",
+        "room",
+        "slot",
+        "status",
+        "stop_token_ids",
+    )
+
+    def __init__(self, request: Request, index: int, output_token_ids: list[int]) -> None:
+        self.request = request
+        self.index = index
+        self.output_token_ids = output_token_ids
+        self.num_prompt = len(request.prompt_token_ids)
+        self.max_len = self.num_prompt + request.sampling.max_tokens
+        self.stop_token_ids = frozenset(request.sampling.stop_token_ids)
+        self.order: tuple[int, ...] = ()
+        self.status = Status.WAITING
+        self.group: Group | None = None
+        """Where it runs."""
+        self.slot = NO_SLOT
+        self.block_table: list[BlockId] = []
+        self.room = 0
+        """First position that cannot be written without a grant or a copy."""
+        self.num_known = self.num_prompt + len(output_token_ids)
+        self.num_scheduled = 0
+        self.num_computed = 0
+        self.num_in_flight = 0
+        """Rows of this sequence in steps without a result yet."""
+        self.block_hashes: list[bytes] = []
+        """Chain hashes of its full blocks, as far as they were needed."""
+        self.num_hashed_blocks = 0
+        """Blocks of the table that were offered to the prefix cache."""
+        self.fork_indexes: list[int] = []
+        """Sequences to be forked from this one when its prompt is computed."""
+        self.fork_slots: list[SlotId] = []
+        """Slots held for them."""
+
+    @property
+    def num_confirmed(self) -> int:
+        """Tokens that the host has: prompt and confirmed output."""
+        return self.num_prompt + len(self.output_token_ids)
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Confirmed tokens at positions `start` to `stop`."""
+        split = self.num_prompt
+        if stop <= split:
+            return self.request.prompt_token_ids[start:stop]
+        if start >= split:
+            return self.output_token_ids[start - split : stop - split]
+        return self.request.prompt_token_ids[start:] + self.output_token_ids[: stop - split]
+
+    def __repr__(self) -> str:
+        return f"Sequence({self.request.request_id}/{self.index} {self.status.name})"
