@@ -1,0 +1,66 @@
+"""Tuned launch settings of the attention kernels, by GPU generation and shape class. Data and its lookup only."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How a decode launch is cut: keys per tile, splits of each sequence, fewest keys a split is worth."""
+
+    tile: int
+    num_splits: int
+    min_split: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillConfig:
+    """How a prefill launch is cut: query rows (tokens times heads of a group) and keys per tile."""
+
+    rows: int
+    tile: int
+    num_warps: int
+    num_stages: int
+
+
+# Programs (sequence, key head) in flight below which sequences are split, and the most splits: enough to give every
+# multiprocessor several programs. At 2,048 programs two splits still even out sequences of unequal length.
+_SPLITS_BY_PROGRAMS = ((16, 64), (64, 32), (256, 8), (768, 4), (4096, 2))
+
+_DECODE_TILES = {
+    # capability major: (tile, num_warps, num_stages)
+    9: (64, 4, 3),
+}
+_DECODE_FALLBACK = (64, 4, 2)
+
+_PREFILL = {
+    # (capability major, head_dim up to): config
+    (9, 128): PrefillConfig(rows=128, tile=64, num_warps=8, num_stages=3),
+    (9, 256): PrefillConfig(rows=64, tile=64, num_warps=4, num_stages=2),
+}
+_PREFILL_FALLBACK = PrefillConfig(rows=64, tile=32, num_warps=4, num_stages=2)
+
+
+def decode_config(capability_major: int, num_sequences: int, num_kv_heads: int, max_seq_len: int) -> DecodeConfig:
+    """Return the settings for a batch; a pure function of shapes, so every rank and every replay agrees."""
+    tile, num_warps, num_stages = _DECODE_TILES.get(capability_major, _DECODE_FALLBACK)
+    min_split = 4 * tile
+    programs = num_sequences * num_kv_heads
+    num_splits = next((splits for limit, splits in _SPLITS_BY_PROGRAMS if programs <= limit), 1)
+    useful = max(1, -(-max_seq_len // min_split))
+    while num_splits > 1 and num_splits // 2 >= useful:
+        num_splits //= 2
+    return DecodeConfig(
+        tile=tile, num_splits=num_splits, min_split=min_split, num_warps=num_warps, num_stages=num_stages
+    )
+
+
+def prefill_config(capability_major: int, head_dim: int, element_size: int) -> PrefillConfig:
+    """Return the settings for head dimension and element size (bytes); wide elements take the small tiles."""
+    if element_size > 2:
+        return _PREFILL_FALLBACK
+    for (major, largest_head_dim), config in _PREFILL.items():
+        if major == capability_major and head_dim <= largest_head_dim:
+            return config
+    return _PREFILL_FALLBACK

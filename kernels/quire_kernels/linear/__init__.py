@@ -1,0 +1,1 @@
+"""Linear projections: the matrix-vector product of a batch of one."""

@@ -1,0 +1,48 @@
+"""Opening a channel to another process. Knows addresses and limits, no service."""
+
+import json
+
+import grpc
+
+from quire.errors import ConfigError
+from quire.rpc import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
+
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Internal traffic never goes through a proxy, whatever the environment says.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A name is looked up again when connections change, at most twice a second.
+    ("grpc.dns_min_time_between_resolutions_ms", 500),
+)
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to `address`: `host:port`, or `dns:///host:port` for every process behind a name.
+
+    Behind a name, calls go round-robin over all addresses that it resolves to, and the name is resolved again
+    whenever a connection is lost. Connecting is lazy: an absent peer shows at the first call as UNAVAILABLE. The
+    caller closes the channel. Raises `ConfigError` for anything that is no address.
+    """
+    options = list(_OPTIONS)
+    if _checked_target(address).startswith("dns:"):
+        options.append(("grpc.service_config", _SERVICE_CONFIG))
+    # A process that opens two channels to one peer means two connections.
+    options.append(("grpc.use_local_subchannel_pool", 1))
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def _checked_target(address: str) -> str:
+    host, colon, port = address.removeprefix("dns:///").rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"address {address!r} is neither host:port nor dns:///host:port", field="address")
+    return address

@@ -1,0 +1,1 @@
+"""The tokenizer service: one process, started with `python -m quire_tokenizer`."""

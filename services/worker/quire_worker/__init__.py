@@ -1,0 +1,1 @@
+"""The worker service: one process, started with `python -m quire_worker`."""
