@@ -27,19 +27,39 @@ def _triton_is_installed() -> bool:
     return find_spec("triton") is not None
 
 
+def _runs_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda and _triton_is_installed()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if _runs_triton(x):
+        from quire_kernels.norm.rows import rms_norm_rows
+
+        return rms_norm_rows(x, weight, eps)
     return norm_reference.rms_norm(x, weight, eps)
 
 
 def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if _runs_triton(x):
+        from quire_kernels.norm.rows import fused_add_rms_norm_rows
+
+        return fused_add_rms_norm_rows(x, residual, weight, eps)
     return norm_reference.fused_add_rms_norm(x, residual, weight, eps)
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
+    if _runs_triton(x):
+        from quire_kernels.activation.silu_and_mul import silu_and_mul_tiles
+
+        return silu_and_mul_tiles(x)
     return activation_reference.silu_and_mul(x)
 
 
 def rotary_embedding(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    if _runs_triton(q):
+        from quire_kernels.rotary.heads import rotary_embedding_heads
+
+        return rotary_embedding_heads(q, k, cos_sin, positions)
     return rotary_reference.rotary_embedding(q, k, cos_sin, positions)
 
 
@@ -56,6 +76,12 @@ def rotary_embedding_and_cache(
     k_norm_weight: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
+    if _runs_triton(q):
+        from quire_kernels.rotary.heads import rotary_embedding_cache
+
+        return rotary_embedding_cache(
+            q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, q_norm_weight, k_norm_weight, eps
+        )
     return rotary_reference.rotary_embedding_and_cache(
         q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, q_norm_weight, k_norm_weight, eps
     )
@@ -74,9 +100,13 @@ def paged_attention(
     max_query_len: int,
     max_seq_len: int,
 ) -> Tensor:
-    implementation = (
-        attention_cpu.paged_attention if q.device.type == "cpu" else attention_reference.paged_attention
-    )
+    implementation = attention_reference.paged_attention
+    if q.device.type == "cpu":
+        implementation = attention_cpu.paged_attention
+    elif _runs_triton(q):
+        from quire_kernels.attention.paged import paged_attention_mixed
+
+        implementation = paged_attention_mixed
     return implementation(
         q,
         k_cache,
@@ -92,10 +122,18 @@ def paged_attention(
 
 
 def copy_blocks(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:
+    if _runs_triton(pairs):
+        from quire_kernels.blocks.copy import copy_blocks_spans
+
+        return copy_blocks_spans(kv, pairs)
     blocks_reference.copy_blocks(kv, pairs)
 
 
 def sample(logits: Tensor, params: SamplingTensors) -> Tensor:
+    if _runs_triton(logits):
+        from quire_kernels.sampling.gumbel import sample_gumbel
+
+        return sample_gumbel(logits, params)
     if logits.device.type == "cpu":
         return sampling_cpu.sample(logits, params)
     return sampling_reference.sample(logits, params)

@@ -60,7 +60,9 @@ def _check(
             f"[num_blocks, block_size, num_kv_heads, {q.shape[2]}]"
         )
     if q.shape[1] % k_cache.shape[2]:
-        raise ValueError(f"q has {q.shape[1]} heads; it must have a multiple of the cache's {k_cache.shape[2]}")
+        raise ValueError(
+            f"q has {q.shape[1]} heads; it must have a multiple of the cache's {k_cache.shape[2]}"
+        )
     if query_start_loc.shape[0] != seq_lens.shape[0] + 1 or block_tables.shape[0] != seq_lens.shape[0]:
         raise ValueError(
             f"query_start_loc has {query_start_loc.shape[0]} entries and block_tables {block_tables.shape[0]} rows; "

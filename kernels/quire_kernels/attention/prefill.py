@@ -145,7 +145,9 @@ def _paged_attention_prefill_kernel(
     live = (row < BLOCK_Q * GROUP) & (query < query_len)
     mask = live[:, None] & (dim[None, :] < HEAD_DIM)
     queries = tl.load(
-        q + token[:, None] * q_token_stride + head[:, None] * q_head_stride + dim[None, :], mask=mask, other=0.0
+        q + token[:, None] * q_token_stride + head[:, None] * q_head_stride + dim[None, :],
+        mask=mask,
+        other=0.0,
     )
     position = num_cached + query
     num_keys = num_cached + tl.minimum(first_query + BLOCK_Q, query_len)
@@ -235,7 +237,11 @@ def paged_attention_prefill(
 
     Shapes are those of `reference.paged_attention` and are checked by the caller. No other row is written.
     """
-    num_sequences, (num_tokens, num_heads, head_dim), num_kv_heads = seq_lens.shape[0], q.shape, k_cache.shape[2]
+    num_sequences, (num_tokens, num_heads, head_dim), num_kv_heads = (
+        seq_lens.shape[0],
+        q.shape,
+        k_cache.shape[2],
+    )
     group = num_heads // num_kv_heads
     rows = max(config.rows, triton.next_power_of_2(group))
     queries_per_tile = rows // group

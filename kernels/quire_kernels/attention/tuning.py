@@ -42,7 +42,9 @@ _PREFILL = {
 _PREFILL_FALLBACK = PrefillConfig(rows=64, tile=32, num_warps=4, num_stages=2)
 
 
-def decode_config(capability_major: int, num_sequences: int, num_kv_heads: int, max_seq_len: int) -> DecodeConfig:
+def decode_config(
+    capability_major: int, num_sequences: int, num_kv_heads: int, max_seq_len: int
+) -> DecodeConfig:
     """Return the settings for a batch; a pure function of shapes, so every rank and every replay agrees."""
     tile, num_warps, num_stages = _DECODE_TILES.get(capability_major, _DECODE_FALLBACK)
     min_split = 4 * tile

@@ -39,7 +39,9 @@ def copy_blocks_spans(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:
         return
     for plane in planes:
         if not plane[0, 0].is_contiguous():
-            raise ValueError(f"a block of strides {plane.stride()[2:]} is not contiguous; copies need whole blocks")
+            raise ValueError(
+                f"a block of strides {plane.stride()[2:]} is not contiguous; copies need whole blocks"
+            )
         elements_per_block = plane[0, 0].numel()
         _copy_blocks_spans_kernel[(plane.shape[0], triton.cdiv(elements_per_block, _SPAN))](
             plane,

@@ -31,7 +31,9 @@ def _rms_norm_rows_kernel(
     row = row.to(tl.int64)
     values = tl.load(x + row * x_row_stride + column, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        values += tl.load(residual + row * residual_row_stride + column, mask=inside, other=0.0).to(tl.float32)
+        values += tl.load(residual + row * residual_row_stride + column, mask=inside, other=0.0).to(
+            tl.float32
+        )
         rounded = values.to(new_residual.dtype.element_ty)
         tl.store(new_residual + row * NUM_COLUMNS + column, rounded, mask=inside)
         values = rounded.to(tl.float32)
@@ -52,7 +54,9 @@ def rms_norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def fused_add_rms_norm_rows(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the norm of ``x + residual`` and the sum, both ``[T, H]``; raises ``ValueError`` on unequal shapes."""
     if x.shape != residual.shape:
-        raise ValueError(f"residual has shape {tuple(residual.shape)}; it must be that of x, {tuple(x.shape)}")
+        raise ValueError(
+            f"residual has shape {tuple(residual.shape)}; it must be that of x, {tuple(x.shape)}"
+        )
     rows, residual_rows = x.reshape(-1, x.shape[-1]), residual.reshape(-1, x.shape[-1])
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     new_residual = torch.empty_like(residual_rows, memory_format=torch.contiguous_format)

@@ -41,11 +41,15 @@ def _rotate_heads(
         squares = tl.sum(first * first + second * second, axis=1)
         if REST > 0:
             passed = 2 * ROTARY_HALF + tl.arange(0, REST)[None, :]
-            beyond = tl.load(read + passed, mask=(head < num_heads) & (passed < HEAD_DIM), other=0.0).to(tl.float32)
+            beyond = tl.load(read + passed, mask=(head < num_heads) & (passed < HEAD_DIM), other=0.0).to(
+                tl.float32
+            )
             squares += tl.sum(beyond * beyond, axis=1)
         inverse_rms = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
         first *= inverse_rms * tl.load(weight + element, mask=in_half, other=0.0).to(tl.float32)
-        second *= inverse_rms * tl.load(weight + ROTARY_HALF + element, mask=in_half, other=0.0).to(tl.float32)
+        second *= inverse_rms * tl.load(weight + ROTARY_HALF + element, mask=in_half, other=0.0).to(
+            tl.float32
+        )
     dtype = target.dtype.element_ty
     tl.store(write + element, (first * cos - second * sin).to(dtype), mask=inside)
     tl.store(write + ROTARY_HALF + element, (second * cos + first * sin).to(dtype), mask=inside)
@@ -180,7 +184,9 @@ def _rotary_embedding_cache_kernel(
         element = tl.arange(0, WIDTH)[None, :]
         inside = (head < NUM_KV_HEADS) & (element < HEAD_DIM)
         value = tl.load(v + token * v_token_stride + head * v_head_stride + element, mask=inside, other=0.0)
-        target = v_cache + block * v_block_stride + offset * v_slot_stride + head * v_cache_head_stride + element
+        target = (
+            v_cache + block * v_block_stride + offset * v_slot_stride + head * v_cache_head_stride + element
+        )
         tl.store(target, value.to(v_cache.dtype.element_ty), mask=inside)
 
 

@@ -38,7 +38,14 @@ def _value_of_key(key):
 
 @triton.jit
 def _weight_from(
-    row, vocab_size, key_floor, value_floor, inverse_temperature, maximum, BY_MASS: tl.constexpr, TILE: tl.constexpr
+    row,
+    vocab_size,
+    key_floor,
+    value_floor,
+    inverse_temperature,
+    maximum,
+    BY_MASS: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     """Return the weight of the tokens whose key is at least ``key_floor`` and scaled value at least ``value_floor``."""
     weight = tl.zeros([TILE], tl.float32)
@@ -72,7 +79,9 @@ def _largest_key_with_weight(
     for step in range(BITS):
         # The sign bit first (setting it in offset form adds 2**31), then each lower bit.
         candidate = (key.to(tl.int64) + (tl.full([], 1, tl.int64) << (31 - step))).to(tl.int32)
-        weight = _weight_from(row, vocab_size, candidate, value_floor, inverse_temperature, maximum, BY_MASS, TILE)
+        weight = _weight_from(
+            row, vocab_size, candidate, value_floor, inverse_temperature, maximum, BY_MASS, TILE
+        )
         key = tl.where(weight >= target, candidate, key)
     return key
 
@@ -107,7 +116,9 @@ def _sample_threshold_kernel(
         values = tl.load(row + token, mask=token < vocab_size, other=-float("inf")).to(tl.float32)
         highest = tl.maximum(highest, values)
     maximum = tl.max(highest, axis=0) * inverse
-    threshold = maximum + tl.log(floor)
+    threshold = maximum - float("inf")
+    if floor > 0.0:
+        threshold = maximum + tl.log(floor)
     if (k > 0) & (k < vocab_size):
         kth = _largest_key_with_weight(
             row, vocab_size, k.to(tl.float32), threshold, inverse, maximum, False, BITS, TILE
@@ -200,7 +211,9 @@ def sample_gumbel(logits: Tensor, params: SamplingTensors) -> Tensor:
     if num_rows != len(params):
         raise ValueError(f"logits has {num_rows} rows; params has {len(params)}")
     if logits.stride(1) != 1 or logits.dtype not in _SIGNIFICANT_BITS:
-        raise ValueError(f"logits is {logits.dtype}; it must be float32, bfloat16 or float16 with contiguous rows")
+        raise ValueError(
+            f"logits is {logits.dtype}; it must be float32, bfloat16 or float16 with contiguous rows"
+        )
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows == 0:
         return tokens

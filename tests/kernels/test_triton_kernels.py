@@ -1,0 +1,248 @@
+"""Each Triton kernel against its torch reference: on the GPU where there is one, else under the interpreter.
+
+The interpreter multiplies bfloat16 matrices wrongly without an error, so there everything is float32 and small.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from quire_kernels.activation.reference import silu_and_mul
+from quire_kernels.activation.silu_and_mul import silu_and_mul_tiles
+from quire_kernels.attention.paged import paged_attention_mixed
+from quire_kernels.attention.reference import paged_attention
+from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig
+from quire_kernels.blocks.copy import copy_blocks_spans
+from quire_kernels.blocks.reference import copy_blocks
+from quire_kernels.linear.gemv import linear_gemv
+from quire_kernels.linear.reference import linear
+from quire_kernels.norm.reference import fused_add_rms_norm, rms_norm
+from quire_kernels.norm.rows import fused_add_rms_norm_rows, rms_norm_rows
+from quire_kernels.rotary.heads import rotary_embedding_cache, rotary_embedding_heads
+from quire_kernels.rotary.reference import rotary_embedding, rotary_embedding_and_cache
+from quire_kernels.sampling.gumbel import sample_gumbel
+from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.sampling.reference import sample
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16] if ON_GPU else [torch.float32]
+BLOCK_SIZE = 16
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    difference = (actual.double() - expected.double()).norm()
+    return float(difference / expected.double().norm().clamp(min=1e-30))
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    assert not actual.isnan().any()
+    assert relative_error(actual, expected) < (2e-6 if actual.dtype == torch.float32 else 6e-3)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 64), (3, 100), (5, 4096 if ON_GPU else 129)])
+def test_rms_norm_equals_reference(rows: int, columns: int, dtype: torch.dtype) -> None:
+    x, residual, weight = (
+        random(*shape, dtype=dtype) for shape in ((rows, columns), (rows, columns), (columns,))
+    )
+    assert_close(rms_norm_rows(x, weight, 1e-5), rms_norm(x, weight, 1e-5))
+    for actual, expected in zip(
+        fused_add_rms_norm_rows(x, residual, weight, 1e-5),
+        fused_add_rms_norm(x, residual, weight, 1e-5),
+        strict=True,
+    ):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_takes_a_slice_of_heads(dtype: torch.dtype) -> None:
+    fused, weight = random(7, 5, 96, dtype=dtype), random(96, dtype=dtype)
+    assert_close(rms_norm_rows(fused[:, 1:4], weight, 1e-6), rms_norm(fused[:, 1:4], weight, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 100, 1025])
+def test_silu_and_mul_equals_reference(width: int, dtype: torch.dtype) -> None:
+    x = random(3, 2 * width, dtype=dtype)
+    assert_close(silu_and_mul_tiles(x), silu_and_mul(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (80, 80), (96, 32), (128, 128)])
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_rotary_embedding_and_cache_equals_reference(
+    head_dim: int, rotary_dim: int, with_norm: bool, dtype: torch.dtype
+) -> None:
+    num_tokens, num_heads, num_kv_heads = 5, 12, 3
+    fused = random(num_tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
+    q, k, v = fused.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    cos_sin = random(40, rotary_dim)
+    positions = torch.tensor([0, 39, 7, 8, 16], device=DEVICE)
+    slots = torch.tensor([16, 31, 32, 5 * 16 + 7, 47], device=DEVICE)
+    weights = (random(head_dim, dtype=dtype), random(head_dim, dtype=dtype)) if with_norm else (None, None)
+    caches = torch.full(
+        (2, 2, 6, BLOCK_SIZE, num_kv_heads, head_dim), float("nan"), dtype=dtype, device=DEVICE
+    )
+    actual = rotary_embedding_cache(q, k, v, cos_sin, positions, *caches[0], slots, *weights)
+    expected = rotary_embedding_and_cache(q, k, v, cos_sin, positions, *caches[1], slots, *weights)
+    assert_close(actual, expected)
+    assert torch.equal(caches[0].isnan(), caches[1].isnan())
+    assert_close(caches[0].nan_to_num(), caches[1].nan_to_num())
+    for rotated, truth in zip(
+        rotary_embedding_heads(q, k, cos_sin, positions),
+        rotary_embedding(q, k, cos_sin, positions),
+        strict=True,
+    ):
+        assert_close(rotated, truth)
+
+
+def test_copies_of_blocks_are_applied_in_order() -> None:
+    caches = random(2, 2, 8, BLOCK_SIZE, 3, 20)
+    expected = caches.clone()
+    pairs = torch.tensor([[1, 2], [2, 3], [5, 1], [0, 0]], device=DEVICE)
+    copy_blocks_spans(caches, pairs)
+    copy_blocks(expected, pairs)
+    assert torch.equal(caches, expected)
+    copy_blocks_spans([caches[0, 0]], torch.tensor([[7, 6]], device=DEVICE))
+    assert torch.equal(caches[0, 0, 6], caches[0, 0, 7])
+
+
+def paged_case(
+    lengths: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Make inputs for (query_len, seq_len) pairs; slots that hold no token, and spare table entries, hold NaN."""
+    seq_lens = torch.tensor([seq_len for _, seq_len in lengths], dtype=torch.int32)
+    query_lens = torch.tensor([0, *(query_len for query_len, _ in lengths)], dtype=torch.int32)
+    max_blocks = -(-int(seq_lens.max()) // BLOCK_SIZE) + 1
+    num_blocks = 1 + len(lengths) * max_blocks
+    tables = (torch.randperm(num_blocks - 1)[: len(lengths) * max_blocks] + 1).view(len(lengths), max_blocks)
+    caches = torch.full(
+        (2, num_blocks, BLOCK_SIZE, num_kv_heads, head_dim), float("nan"), dtype=dtype, device=DEVICE
+    )
+    for row, (_, seq_len) in enumerate(lengths):
+        position = torch.arange(seq_len)
+        where = tables[row, position // BLOCK_SIZE], position % BLOCK_SIZE
+        caches[:, where[0].to(DEVICE), where[1].to(DEVICE)] = random(
+            2, seq_len, num_kv_heads, head_dim, dtype=dtype
+        )
+    starts = query_lens.cumsum(0, dtype=torch.int32)
+    q = random(int(starts[-1]), num_heads, head_dim, dtype=dtype)
+    return q, caches[0], caches[1], tables.int().to(DEVICE), starts.to(DEVICE), seq_lens.to(DEVICE)
+
+
+def check_attention(
+    case: tuple[Tensor, ...], window: int | None, decode: DecodeConfig | None, prefill: PrefillConfig | None
+) -> None:
+    q, *_, starts, seq_lens = case
+    options = {
+        "scale": q.shape[2] ** -0.5,
+        "sliding_window": window,
+        "max_query_len": int(starts.diff().max()),
+        "max_seq_len": int(seq_lens.max()),
+    }
+    expected = paged_attention(*case, **options)
+    actual = paged_attention_mixed(*case, **options, decode=decode, prefill=prefill)
+    assert_close(actual, expected)
+
+
+BOUNDARIES = [(1, 1), (1, 15), (1, 16), (1, 17), (0, 0), (1, 63), (1, 64), (1, 65)]
+MIXED = [(1, 33), (17, 17), (5, 40), (0, 0), (16, 16), (2, 50), (1, 1), (33, 70)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads"),
+    [(2, 2), (6, 2), (8, 1)] if not ON_GPU else [(4, 4), (8, 4), (6, 2), (14, 2), (8, 1), (32, 8)],
+)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_decode_attention_equals_reference(
+    num_heads: int, num_kv_heads: int, window: int | None, num_splits: int, dtype: torch.dtype
+) -> None:
+    head_dim = 128 if ON_GPU and num_heads > 6 else 24
+    case = paged_case(
+        BOUNDARIES + ([(1, 1000), (1, 1025)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
+    )
+    config = DecodeConfig(tile=16, num_splits=num_splits, min_split=16, num_warps=4, num_stages=2)
+    check_attention(case, window, config, None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads"),
+    [(2, 2), (6, 2)] if not ON_GPU else [(4, 4), (8, 4), (6, 2), (14, 2), (8, 1), (32, 8)],
+)
+@pytest.mark.parametrize("window", [None, 20])
+def test_mixed_attention_equals_reference(
+    num_heads: int, num_kv_heads: int, window: int | None, dtype: torch.dtype
+) -> None:
+    head_dim = 128 if ON_GPU and num_heads > 6 else 24
+    case = paged_case(
+        MIXED + ([(700, 1500), (1, 900)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
+    )
+    small = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2)
+    check_attention(case, window, None, small)
+    if ON_GPU:
+        check_attention(case, window, None, None)
+
+
+def test_attention_refuses_tables_of_another_batch() -> None:
+    q, k_cache, v_cache, tables, starts, seq_lens = paged_case([(1, 3)], 2, 2, 16, torch.float32)
+    with pytest.raises(ValueError, match="block_tables"):
+        paged_attention_mixed(
+            q, k_cache, v_cache, tables[:0], starts, seq_lens, scale=1.0, sliding_window=None, max_query_len=1,
+            max_seq_len=3,
+        )  # fmt: skip
+
+
+def sampling_tensors(num_rows: int) -> SamplingTensors:
+    def column(values: list[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor((values * num_rows)[:num_rows], dtype=dtype, device=DEVICE)
+
+    return SamplingTensors(
+        temperature=column([0.0, 0.6, 1.0, 1.0, 1.3, 0.7, 1.0], torch.float32),
+        top_k=column([5, 0, 3, 0, 0, 50, 1], torch.int32),
+        top_p=column([0.5, 1.0, 1.0, 0.8, 1.0, 0.9, 1.0], torch.float32),
+        min_p=column([0.0, 0.0, 0.0, 0.0, 0.05, 0.01, 0.0], torch.float32),
+        seed=torch.arange(num_rows, device=DEVICE) * -7_919_000_000_007,
+        sequence_index=torch.arange(num_rows, device=DEVICE, dtype=torch.int32) % 4,
+        position=torch.arange(num_rows, device=DEVICE, dtype=torch.int32) + 3,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [7, 1001] if not ON_GPU else [7, 1001, 32000, 151_936])
+def test_sampler_chooses_what_the_reference_chooses(vocab_size: int, dtype: torch.dtype) -> None:
+    num_rows = 14 if not ON_GPU else 70
+    logits, params = 3 * random(num_rows, vocab_size, dtype=dtype), sampling_tensors(num_rows)
+    assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
+
+
+def test_sampler_takes_the_lowest_of_equal_maxima_and_never_a_forbidden_token() -> None:
+    logits = torch.full((14, 6000), -float("inf"), device=DEVICE)
+    logits[:, 4097] = logits[:, 5003] = 2.0
+    tokens = sample_gumbel(logits, sampling_tensors(14))
+    assert tokens[0] == tokens[7] == 4097
+    assert set(tokens.tolist()) <= {4097, 5003}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(5, 100), (130, 33)])
+def test_gemv_equals_reference(num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (
+        random(*shape, dtype=dtype) for shape in ((1, num_inputs), (num_outputs, num_inputs), (num_outputs,))
+    )
+    assert_close(linear_gemv(x, weight), linear(x, weight))
+    assert_close(linear_gemv(x, weight, bias, rows=2, span=64), linear(x, weight, bias))
