@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13quire/v1/step.proto\x12\x08quire.v1\"\xcb\x01\n\nStepHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.quire.v1.StepKind\x12\x10\n\x08group_id\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07step_id\x18\x05 \x01(\x04\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12+\n\x07tensors\x18\x07 \x03(\x0b\x32\x1a.quire.v1.TensorDescriptor\x12\r\n\x05\x65rror\x18\x08 \x01(\t\"i\n\x10TensorDescriptor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04type\x18\x02 \x01(\x0e\x32\x14.quire.v1.TensorType\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x14\n\x0c\x63ontent_hash\x18\x04 \x01(\x0c*f\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_KIND_PLAN\x10\x01\x12\x14\n\x10STEP_KIND_RESULT\x10\x02\x12\x15\n\x11STEP_KIND_REFUSAL\x10\x03*\x87\x01\n\nTensorType\x12\x1b\n\x17TENSOR_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11TENSOR_TYPE_INT32\x10\x01\x12\x15\n\x11TENSOR_TYPE_INT64\x10\x02\x12\x17\n\x13TENSOR_TYPE_FLOAT32\x10\x03\x12\x15\n\x11TENSOR_TYPE_UINT8\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13quire/v1/step.proto\x12\x08quire.v1\"\xcb\x01\n\nStepHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.quire.v1.StepKind\x12\x10\n\x08group_id\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07step_id\x18\x05 \x01(\x04\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12+\n\x07tensors\x18\x07 \x03(\x0b\x32\x1a.quire.v1.TensorDescriptor\x12\r\n\x05\x65rror\x18\x08 \x01(\t\"i\n\x10TensorDescriptor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04type\x18\x02 \x01(\x0e\x32\x14.quire.v1.TensorType\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x14\n\x0c\x63ontent_hash\x18\x04 \x01(\x0c*{\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_KIND_PLAN\x10\x01\x12\x14\n\x10STEP_KIND_RESULT\x10\x02\x12\x15\n\x11STEP_KIND_REFUSAL\x10\x03\x12\x13\n\x0fSTEP_KIND_READY\x10\x04*\x87\x01\n\nTensorType\x12\x1b\n\x17TENSOR_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11TENSOR_TYPE_INT32\x10\x01\x12\x15\n\x11TENSOR_TYPE_INT64\x10\x02\x12\x17\n\x13TENSOR_TYPE_FLOAT32\x10\x03\x12\x15\n\x11TENSOR_TYPE_UINT8\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.step_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STEPKIND']._serialized_start=346
-  _globals['_STEPKIND']._serialized_end=448
-  _globals['_TENSORTYPE']._serialized_start=451
-  _globals['_TENSORTYPE']._serialized_end=586
+  _globals['_STEPKIND']._serialized_end=469
+  _globals['_TENSORTYPE']._serialized_start=472
+  _globals['_TENSORTYPE']._serialized_end=607
   _globals['_STEPHEADER']._serialized_start=34
   _globals['_STEPHEADER']._serialized_end=237
   _globals['_TENSORDESCRIPTOR']._serialized_start=239

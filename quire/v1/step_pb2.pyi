@@ -13,6 +13,7 @@ class StepKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STEP_KIND_PLAN: _ClassVar[StepKind]
     STEP_KIND_RESULT: _ClassVar[StepKind]
     STEP_KIND_REFUSAL: _ClassVar[StepKind]
+    STEP_KIND_READY: _ClassVar[StepKind]
 
 class TensorType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,6 +26,7 @@ STEP_KIND_UNSPECIFIED: StepKind
 STEP_KIND_PLAN: StepKind
 STEP_KIND_RESULT: StepKind
 STEP_KIND_REFUSAL: StepKind
+STEP_KIND_READY: StepKind
 TENSOR_TYPE_UNSPECIFIED: TensorType
 TENSOR_TYPE_INT32: TensorType
 TENSOR_TYPE_INT64: TensorType

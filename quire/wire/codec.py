@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from quire.v1 import step_pb2
 from quire.wire import PROTOCOL_VERSION
 from quire.wire.plan import SlotAdmission, StepPlan
-from quire.wire.result import StepRefusal, StepResult
+from quire.wire.result import StepRefusal, StepResult, WorkerReady
 
 assert sys.byteorder == "little", "the wire is little-endian and its buffers are used in place"
 
@@ -144,9 +144,16 @@ def encode_refusal(refusal: StepRefusal) -> list[Buffer]:
     return [header.SerializeToString()]
 
 
-def decode_answer(frames: Sequence[Buffer]) -> StepResult | StepRefusal:
-    """The result or refusal in `frames`. Raises `FrameError`."""
+def encode_ready(ready: WorkerReady) -> list[Buffer]:
+    """Frames of a worker's readiness."""
+    return [_header(step_pb2.STEP_KIND_READY, ready.group_id, ready.epoch, 0).SerializeToString()]
+
+
+def decode_answer(frames: Sequence[Buffer]) -> StepResult | StepRefusal | WorkerReady:
+    """What a worker sent. Raises `FrameError`."""
     header = decode_header(frames)
+    if header.kind == step_pb2.STEP_KIND_READY:
+        return WorkerReady(group_id=header.group_id, epoch=header.epoch)
     if header.kind == step_pb2.STEP_KIND_REFUSAL:
         return StepRefusal(
             group_id=header.group_id, epoch=header.epoch, step_id=header.step_id, error=header.error

@@ -36,3 +36,11 @@ class StepRefusal:
     epoch: int
     step_id: int
     error: str
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerReady:
+    """A worker's word that it is connected, holds nothing and waits for step 0 of `epoch`."""
+
+    group_id: int
+    epoch: int

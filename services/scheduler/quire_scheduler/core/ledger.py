@@ -4,6 +4,7 @@ Every sequence ends in exactly one finished row or in its request's one failure;
 writes either. It knows owners and queues, but no plan.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from quire_scheduler.core.event import Milestone, MilestoneKind, OwnerEvents, RequestFailure
@@ -18,6 +19,7 @@ class Ledger:
         self._waiting = waiting
         self._by_handle: dict[tuple[OwnerId, int], Request] = {}
         self._by_id: dict[tuple[str, str], Request] = {}
+        self._num_by_owner: Counter[OwnerId] = Counter()
         self._events: dict[OwnerId, OwnerEvents] = {}
         self._milestones: list[Milestone] = []
         self.now = 0.0
@@ -29,6 +31,10 @@ class Ledger:
     def requests(self) -> Iterable[Request]:
         """Live requests, oldest first."""
         return self._by_handle.values()
+
+    def num_requests_of(self, owner: OwnerId) -> int:
+        """Live requests of an owner."""
+        return self._num_by_owner[owner]
 
     def find(self, owner: OwnerId, handle: int) -> Request | None:
         """The live request that its owner calls `handle`."""
@@ -43,6 +49,7 @@ class Ledger:
         assert (request.owner, request.handle) not in self._by_handle, f"handle {request.handle} is live"
         self._by_handle[request.owner, request.handle] = request
         self._by_id[request.tenant, request.request_id] = request
+        self._num_by_owner[request.owner] += 1
 
     def events_of(self, owner: OwnerId) -> OwnerEvents:
         """The owner's columns since the last drain."""
@@ -126,6 +133,9 @@ class Ledger:
     def _close(self, request: Request) -> None:
         del self._by_handle[request.owner, request.handle]
         del self._by_id[request.tenant, request.request_id]
+        self._num_by_owner[request.owner] -= 1
+        if not self._num_by_owner[request.owner]:
+            del self._num_by_owner[request.owner]
         self.note(MilestoneKind.FINISHED, request, request.num_generated_tokens)
 
     def _add_empty_row(self, events: OwnerEvents, request: Request, index: int, num_outputs: int) -> int:

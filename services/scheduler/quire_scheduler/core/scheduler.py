@@ -172,6 +172,18 @@ class Scheduler:
         """Steps of a group that have no answer yet."""
         return len(self._groups[group_id].in_flight)
 
+    def num_requests_of(self, owner: OwnerId) -> int:
+        """Live requests of an owner."""
+        return self._ledger.num_requests_of(owner)
+
+    def is_live(self, owner: OwnerId, handle: int) -> bool:
+        """Whether the owner's request has not ended."""
+        return self._ledger.find(owner, handle) is not None
+
+    def has_group(self, group_id: int) -> bool:
+        """Whether the group is known."""
+        return group_id in self._groups
+
     def has_work(self, group_id: int) -> bool:
         """Whether anything runs in the group or waits for any."""
         return bool(self._groups[group_id].running or self._waiting)

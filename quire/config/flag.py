@@ -1,0 +1,74 @@
+"""Turns a configuration dataclass into a command line and back. Knows no setting by name.
+
+A field's metadata holds its `help`; its type decides how it is parsed: bool becomes `--x` and `--no-x`, a tuple takes
+several values, `T | None` stays None when not given.
+"""
+
+import argparse
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, field, fields
+from typing import Any, NoReturn, TypeVar
+
+from quire.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def setting(default: Any, help_text: str, *, choices: Sequence[str] | None = None) -> Any:
+    """A configuration field with a default, a sentence of help and, where the values are few, their list."""
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+def parse(config_type: type[Config], argv: Sequence[str], program: str) -> Config:
+    """The configuration that `argv` asks for. Raises `ConfigError`."""
+    parser = _Parser(prog=program, description=config_type.__doc__, allow_abbrev=False)
+    add_flags(parser, config_type)
+    return config_type(**vars(parser.parse_args(list(argv))))
+
+
+def add_flags(parser: argparse.ArgumentParser, config_type: type[Any], *, skip: frozenset[str] = frozenset()) -> None:
+    """Adds one flag per field of `config_type`, but for those named in `skip` or already there."""
+    hints = typing.get_type_hints(config_type)
+    taken = {action.dest for action in parser._actions}  # pyright: ignore[reportPrivateUsage]
+    for each in fields(config_type):
+        if each.name in skip or each.name in taken:
+            continue
+        assert each.default is not MISSING, f"{config_type.__name__}.{each.name} has no default"
+        _add_flag(parser, each.name, hints[each.name], each.default, each.metadata)
+
+
+def require(condition: bool, flag: str, value: object, rule: str) -> None:
+    """Raises `ConfigError` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"--{flag.replace('_', '-')}={value}: {rule}", field=flag)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}")
+
+
+def _add_flag(
+    parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, metadata: typing.Mapping[str, Any]
+) -> None:
+    flag = "--" + name.replace("_", "-")
+    help_text = f"{metadata['help']} (default: {default})".replace("%", "%%")
+    hint = _without_none(hint)
+    if hint is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=help_text)
+    elif typing.get_origin(hint) is tuple:
+        parser.add_argument(flag, type=_comma_list, default=default, help=help_text, metavar="A[,B…]")
+    else:
+        parser.add_argument(flag, type=hint, default=default, help=help_text, choices=metadata["choices"])
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
+
+
+def _comma_list(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)

@@ -1,0 +1,103 @@
+"""One attached tokenizer process: its requests come in, its frames go out.
+
+Knows one stream's protocol; the engine loop delivers to it without waiting (see `outbox`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from quire.errors import InvalidRequest, QuireError
+from quire.v1 import scheduler_pb2
+from quire_scheduler.admission import build_request, overloaded
+from quire_scheduler.core import OwnerEvents, RequestRefused
+from quire_scheduler.loop import EngineLoop
+from quire_scheduler.outbox import Outbox
+from quire_scheduler.owner import token_frame
+from quire_scheduler.registry import Registry
+
+_DEADLINE_EXCEEDED = 4
+_MAX_OUTBOX_FRAMES = 1024
+_MAX_OUTBOX_BYTES = 32 * 1024 * 1024
+
+
+class Peer:
+    """An owner at the other end of an Attach stream."""
+
+    def __init__(self, loop: EngineLoop, registry: Registry, max_num_requests: int) -> None:
+        self.outbox = Outbox(_MAX_OUTBOX_FRAMES, _MAX_OUTBOX_BYTES)
+        self._loop = loop
+        self._registry = registry
+        self._max_num_requests = max_num_requests
+        self._deadlines: dict[int, asyncio.TimerHandle] = {}
+        self.owner_id = loop.add_owner(self)
+
+    def deliver(self, step_id: int, events: OwnerEvents) -> None:
+        """Puts a step's frame into the outbox."""
+        self.outbox.put(scheduler_pb2.AttachResponse(tokens=token_frame(step_id, events)))
+
+    def state_changed(self, state: scheduler_pb2.ServingState) -> None:
+        """Puts a serving state into the outbox."""
+        self.outbox.put(scheduler_pb2.AttachResponse(state=state))
+
+    async def read(self, frames: AsyncIterator[scheduler_pb2.AttachRequest]) -> None:
+        """Takes submissions until the peer's side of the stream ends. Raises `InvalidRequest`."""
+        async for message in frames:
+            if message.WhichOneof("frame") != "submit":
+                raise InvalidRequest("only the first frame may be a hello, and none may be empty", field="frame")
+            self._take(message.submit)
+
+    def close(self) -> None:
+        """Aborts whatever the peer still has."""
+        for timer in self._deadlines.values():
+            timer.cancel()
+        self._loop.remove_owner(self.owner_id)
+
+    def _take(self, submit: scheduler_pb2.SubmitFrame) -> None:
+        for admission in submit.admissions:
+            self._admit(admission)
+        for handle, index in zip(submit.abort_handles, submit.abort_indexes, strict=False):
+            self._loop.core.abort(self.owner_id, handle, None if index < 0 else index)
+            if index < 0:
+                self._forget_deadline(handle)
+        self._loop.kick()
+
+    def _admit(self, admission: scheduler_pb2.Admission) -> None:
+        core = self._loop.core
+        try:
+            num_live = core.num_requests_of(self.owner_id)
+            if num_live >= self._max_num_requests:
+                raise overloaded(num_live, self._max_num_requests)
+            core.add(build_request(admission, self.owner_id, self._registry.serving_state()), self._loop.now())
+        except QuireError as error:
+            self._refuse(admission.handle, error.grpc_code, error.message, error.field, error.retry_after_ms)
+        except RequestRefused as error:
+            self._refuse(admission.handle, error.code, error.message, error.field, error.retry_after_ms)
+        else:
+            if admission.deadline_ms:
+                self._set_deadline(admission.handle, admission.deadline_ms)
+
+    def _refuse(self, handle: int, code: int, message: str, field: str, retry_after_ms: int) -> None:
+        frame = scheduler_pb2.TokenFrame()
+        frame.errors.add(handle=handle, code=code, message=message, field=field, retry_after_ms=retry_after_ms)
+        self.outbox.put(scheduler_pb2.AttachResponse(tokens=frame))
+
+    def _set_deadline(self, handle: int, deadline_ms: int) -> None:
+        timer = asyncio.get_running_loop().call_later(deadline_ms / 1000, self._expire, handle, deadline_ms)
+        self._deadlines[handle] = timer
+        if len(self._deadlines) > 2 * self._max_num_requests:
+            self._drop_dead_deadlines()
+
+    def _expire(self, handle: int, deadline_ms: int) -> None:
+        del self._deadlines[handle]
+        message = f"the deadline of {deadline_ms} ms passed"
+        if self._loop.core.abort(self.owner_id, handle, code=_DEADLINE_EXCEEDED, message=message):
+            self._loop.kick()
+
+    def _forget_deadline(self, handle: int) -> None:
+        timer = self._deadlines.pop(handle, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _drop_dead_deadlines(self) -> None:
+        for handle in [h for h in self._deadlines if not self._loop.core.is_live(self.owner_id, h)]:
+            self._forget_deadline(handle)

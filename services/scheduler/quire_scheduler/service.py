@@ -1,0 +1,174 @@
+"""SchedulerService: the gRPC face of the scheduler. Translates; decides nothing that the core or the loop could."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+
+import grpc
+
+from quire.config import SchedulerConfig
+from quire.errors import InvalidRequest, ModelNotFound, Overloaded, ProtocolMismatch, QuireError, error_for_code
+from quire.rpc.status import abort_with
+from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.wire import PROTOCOL_VERSION
+from quire_scheduler.admission import build_request
+from quire_scheduler.core import RequestRefused
+from quire_scheduler.loop import EngineLoop
+from quire_scheduler.outbox import OutboxFull
+from quire_scheduler.peer import Peer
+from quire_scheduler.registry import Registry
+from quire_scheduler.token_client import HANDLE, TokenClient
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_POLL_S = 0.05
+
+
+class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """Attach, Generate, Abort, GetStats and Drain."""
+
+    def __init__(self, config: SchedulerConfig, loop: EngineLoop, registry: Registry, scheduler_id: str) -> None:
+        self._config = config
+        self._loop = loop
+        self._registry = registry
+        self._scheduler_id = scheduler_id
+
+    async def Attach(
+        self,
+        request_iterator: AsyncIterator[scheduler_pb2.AttachRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[scheduler_pb2.AttachResponse]:
+        """Serves one tokenizer process for as long as its stream lives."""
+        hello = await anext(request_iterator, None)
+        try:
+            _check_hello(hello)
+        except QuireError as error:
+            await abort_with(context, error)
+        peer = Peer(self._loop, self._registry, self._config.max_num_requests)
+        reader = asyncio.create_task(peer.read(request_iterator))
+        try:
+            yield self._welcome()
+            async for frame in _frames_until(peer, reader):
+                yield frame
+        except OutboxFull:
+            await abort_with(context, Overloaded("the peer does not drain its frames: detached", retry_after_ms=100))
+        except QuireError as error:
+            await abort_with(context, error)
+        finally:
+            reader.cancel()
+            peer.close()
+
+    async def Generate(
+        self,
+        request: scheduler_pb2.SchedulerServiceGenerateRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[scheduler_pb2.SchedulerServiceGenerateResponse]:
+        """Token ids in, token ids out."""
+        try:
+            admission = self._admission_of(request)
+            client = TokenClient(
+                admission.request_id, len(request.prompt_token_ids), admission.sampling_params.n or 1
+            )
+            owner_id = self._loop.add_owner(client)
+            try:
+                core_request = build_request(admission, owner_id, self._registry.serving_state())
+                self._loop.core.add(core_request, self._loop.now())
+                self._loop.kick()
+                async for response in client.responses():
+                    yield response
+            finally:
+                self._loop.remove_owner(owner_id)
+        except RequestRefused as error:
+            await abort_with(context, error_for_code(error.code, error.message, error.field, error.retry_after_ms))
+        except QuireError as error:
+            await abort_with(context, error)
+
+    async def Abort(
+        self, request: scheduler_pb2.AbortRequest, context: grpc.aio.ServicerContext
+    ) -> scheduler_pb2.AbortResponse:
+        """Aborts requests by id."""
+        num_aborted = sum(self._loop.core.abort_id(request.tenant, each) for each in request.request_ids)
+        self._loop.kick()
+        return scheduler_pb2.AbortResponse(num_aborted=num_aborted)
+
+    async def GetStats(
+        self, request: scheduler_pb2.GetStatsRequest, context: grpc.aio.ServicerContext
+    ) -> scheduler_pb2.GetStatsResponse:
+        """Figures of this moment."""
+        return scheduler_pb2.GetStatsResponse(**asdict(self._loop.core.stats()))
+
+    async def Drain(
+        self, request: scheduler_pb2.DrainRequest, context: grpc.aio.ServicerContext
+    ) -> scheduler_pb2.DrainResponse:
+        """Stops admission and waits for what runs."""
+        remaining_s = context.time_remaining()
+        limit_s = request.timeout_ms / 1000 if request.timeout_ms else remaining_s
+        return scheduler_pb2.DrainResponse(num_remaining=await self.drain(limit_s))
+
+    async def drain(self, limit_s: float | None) -> int:
+        """Stops admission; returns how many requests still run when none does or `limit_s` has passed."""
+        self._registry.stop_admission()
+        deadline = None if limit_s is None else self._loop.now() + limit_s
+        while num_requests := self._loop.core.stats().num_requests:
+            if deadline is not None and self._loop.now() >= deadline:
+                return num_requests
+            await asyncio.sleep(_DRAIN_POLL_S)
+        return 0
+
+    def _welcome(self) -> scheduler_pb2.AttachResponse:
+        return scheduler_pb2.AttachResponse(
+            welcome=scheduler_pb2.AttachWelcome(
+                protocol_version=PROTOCOL_VERSION,
+                scheduler_id=self._scheduler_id,
+                state=self._registry.serving_state(),
+                max_num_requests=self._config.max_num_requests,
+            )
+        )
+
+    def _admission_of(self, request: scheduler_pb2.SchedulerServiceGenerateRequest) -> scheduler_pb2.Admission:
+        state = self._registry.serving_state()
+        if request.model and request.model not in state.served_model_names:
+            raise ModelNotFound(
+                f"model={request.model!r} is not served here; served: {', '.join(state.served_model_names) or 'none'}",
+                field="model",
+            )
+        if request.sampling_params.stop:
+            raise InvalidRequest("stop: this service knows no text; use stop_token_ids or GenerationService", field="stop")
+        admission = scheduler_pb2.Admission(
+            handle=HANDLE,
+            request_id=request.request_id or secrets.token_hex(16),
+            tenant=request.tenant,
+            prompt_token_ids=request.prompt_token_ids,
+            sampling_params=request.sampling_params,
+            priority=request.priority,
+        )
+        if not admission.sampling_params.HasField("seed"):
+            admission.sampling_params.seed = secrets.randbits(63)
+        return admission
+
+
+def _check_hello(hello: scheduler_pb2.AttachRequest | None) -> None:
+    if hello is None or hello.WhichOneof("frame") != "hello":
+        raise InvalidRequest("the first frame must be a hello", field="hello")
+    if hello.hello.protocol_version != PROTOCOL_VERSION:
+        raise ProtocolMismatch(
+            f"protocol_version={hello.hello.protocol_version}: this scheduler speaks {PROTOCOL_VERSION}",
+            field="protocol_version",
+        )
+
+
+async def _frames_until(
+    peer: Peer, reader: "asyncio.Task[None]"
+) -> AsyncIterator[scheduler_pb2.AttachResponse]:
+    """The peer's frames until its side of the stream ends. Raises what its reader or its outbox raises."""
+    while True:
+        getter = asyncio.ensure_future(peer.outbox.get())
+        await asyncio.wait((getter, reader), return_when=asyncio.FIRST_COMPLETED)
+        if getter.done():
+            yield getter.result()
+            continue
+        getter.cancel()
+        reader.result()
+        return
