@@ -169,6 +169,7 @@ def main() -> None:
         for batch, mean_len, temperature, gemv in (
             (1, 256, 0.0, False),
             (1, 256, 0.0, True),
+            (16, 8192, 0.0, False),
             (64, 600, 0.0, False),
             (256, 600, 0.0, False),
             (256, 600, 0.6, False),

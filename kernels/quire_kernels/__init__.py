@@ -6,6 +6,7 @@ Knows no request, no scheduler and no model. Importing it needs torch alone: nei
 from quire_kernels.dispatch import (
     copy_blocks,
     fused_add_rms_norm,
+    linear,
     paged_attention,
     rms_norm,
     rotary_embedding,
@@ -20,6 +21,7 @@ __all__ = [
     "SamplingTensors",
     "copy_blocks",
     "fused_add_rms_norm",
+    "linear",
     "paged_attention",
     "rms_norm",
     "rotary_embedding",

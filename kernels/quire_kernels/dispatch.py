@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from quire_kernels.activation import reference as activation_reference
@@ -119,6 +120,15 @@ def paged_attention(
         max_query_len=max_query_len,
         max_seq_len=max_seq_len,
     )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Project ``x [T, K]`` by ``weight [N, K]``: our matrix-vector kernel for one row of 16-bit data, else the library."""
+    if x.shape[0] == 1 and x.element_size() == 2 and _runs_triton(x):
+        from quire_kernels.linear.gemv import linear_gemv
+
+        return linear_gemv(x, weight, bias)
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 def copy_blocks(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:
