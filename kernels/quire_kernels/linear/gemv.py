@@ -39,7 +39,7 @@ def linear_gemv(
     *,
     rows: int = 1,
     span: int = 2048,
-    num_warps: int = 4,
+    num_warps: int = 8,
     num_stages: int = 2,
 ) -> Tensor:
     """Return ``x @ weight.T + bias`` for ``x [1, K]``; raises ``ValueError`` on more rows or unfit strides."""
