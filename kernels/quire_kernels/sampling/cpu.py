@@ -62,7 +62,7 @@ def _keep_mask(scaled: Tensor, params: SamplingTensors) -> Tensor:
     keep = scaled >= threshold
     if bool((params.top_p < 1.0).any()):
         kept = torch.where(keep, scaled, float("-inf"))
-        keep = kept >= _top_p_threshold(kept, params.top_p)
+        keep &= kept >= _top_p_threshold(kept, params.top_p)
     return keep
 
 
