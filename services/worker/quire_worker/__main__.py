@@ -1,0 +1,85 @@
+"""The worker process: `python -m quire_worker`."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+
+# Idle OpenMP threads must sleep: spinning ones starve the other processes of the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+from quire.config import WorkerConfig
+from quire.config.flag import parse
+from quire.errors import ConfigError
+from quire.rpc.server import add_health_and_reflection, bind, build_server
+from quire.telemetry.logs import configure_logging
+from quire.v1 import worker_pb2, worker_pb2_grpc
+from quire.wire import PROTOCOL_VERSION
+from quire_worker.loading import LoadedModel, load_model
+from quire_worker.registration import Registration
+from quire_worker.service import WorkerService
+from quire_worker.step_loop import StepLoop
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(config: WorkerConfig, loaded: LoadedModel) -> None:
+    """Serves until told to stop."""
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    server = build_server()
+    health = add_health_and_reflection(server, ("quire.v1.WorkerService",))
+    port = bind(server, config.host, config.grpc_port)
+    loop = StepLoop(loaded.runner)
+    registration = Registration(
+        config.scheduler,
+        worker_pb2.WorkerRegistration(
+            protocol_version=PROTOCOL_VERSION,
+            worker_id=worker_id,
+            group_name=config.group_name,
+            world_size=1,
+            model=loaded.spec,
+            capacity=loaded.capacity,
+            grpc_address=f"{config.host}:{port}",
+        ),
+        loop,
+    )
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(worker_id, loaded, loop, registration), server)
+    await server.start()
+    await health.set("", True)
+    await health.set("quire.v1.WorkerService", True)
+    loop.start()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    duties = [asyncio.create_task(registration.run()), asyncio.create_task(stop.wait())]
+    print("READY", json.dumps({"service": "worker", "grpc": f"{config.host}:{port}"}), flush=True)
+    done, pending = await asyncio.wait(duties, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    await server.stop(grace=1.0)
+    loop.stop()
+    for task in done:
+        task.result()
+
+
+def main() -> None:
+    """Parses flags, loads the model and serves."""
+    configure_logging("worker")
+    try:
+        config = parse(WorkerConfig, sys.argv[1:], "python -m quire_worker")
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        asyncio.run(serve(config, load_model(config)))
+    except ConfigError as error:
+        sys.exit(f"quire_worker: {error.message}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The paged KV cache: how many blocks fit, and the one allocation that holds them.
+
+Layout `[num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_dim]`; block 0 is scratch, where writes of
+ended rows land. Knows memory and shapes, no sequence.
+"""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from quire.config import WorkerConfig
+from quire.errors import ConfigError
+from quire_worker.model.config import ModelConfig
+
+_CPU_CACHE_LIMIT_BYTES = 2**30
+_CPU_SHARE_OF_AVAILABLE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """Facts that fix the size of a block."""
+
+    model: ModelConfig
+    dtype: torch.dtype
+    block_size: int
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of one block over all layers, keys and values."""
+        model = self.model
+        return 2 * model.num_hidden_layers * self.block_size * model.kv_size * self.dtype.itemsize
+
+
+def num_cache_blocks(
+    shape: CacheShape, config: WorkerConfig, max_model_len: int, device: torch.device, weight_bytes: int
+) -> int:
+    """Blocks that can be granted. Raises `ConfigError`, with the figure that would fit, when they cannot do."""
+    available = _available_bytes(config, device, weight_bytes)
+    fitting = max(0, available // shape.block_bytes - 1)
+    if config.num_gpu_blocks_override is not None:
+        if config.num_gpu_blocks_override > fitting:
+            raise ConfigError(
+                f"--num-gpu-blocks-override={config.num_gpu_blocks_override}: {shape.block_bytes:,} bytes a block do "
+                f"not fit in {available:,} bytes of memory; at most {fitting} blocks do",
+                field="num_gpu_blocks_override",
+            )
+        num_blocks = config.num_gpu_blocks_override
+    else:
+        num_blocks = min(fitting, _wanted_blocks(shape, config, max_model_len, available, device))
+    num_needed = -(-max_model_len // shape.block_size)
+    if num_blocks < num_needed:
+        raise ConfigError(
+            f"--max-model-len={max_model_len} needs {num_needed} KV blocks of {shape.block_size} tokens, "
+            f"{num_blocks} fit; the longest context that fits is {num_blocks * shape.block_size}",
+            field="max_model_len",
+        )
+    return num_blocks
+
+
+def allocate_cache(shape: CacheShape, num_blocks: int, device: torch.device) -> Tensor:
+    """The cache, with the scratch block in front."""
+    model = shape.model
+    return torch.zeros(
+        (
+            model.num_hidden_layers,
+            2,
+            num_blocks + 1,
+            shape.block_size,
+            model.num_key_value_heads,
+            model.head_dim,
+        ),
+        dtype=shape.dtype,
+        device=device,
+    )
+
+
+def _available_bytes(config: WorkerConfig, device: torch.device, weight_bytes: int) -> int:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, int(free - (1 - config.gpu_memory_utilization) * total))
+    return psutil.virtual_memory().available
+
+
+def _wanted_blocks(
+    shape: CacheShape, config: WorkerConfig, max_model_len: int, available: int, device: torch.device
+) -> int:
+    """By memory, but never more than every slot at its longest could use."""
+    if config.kv_cache_memory_bytes is not None:
+        wanted_bytes = config.kv_cache_memory_bytes
+    elif device.type == "cuda":
+        wanted_bytes = available
+    else:
+        wanted_bytes = min(_CPU_CACHE_LIMIT_BYTES, int(available * _CPU_SHARE_OF_AVAILABLE))
+    most_usable = config.max_num_seqs * -(-max_model_len // shape.block_size)
+    return min(wanted_bytes // shape.block_bytes, most_usable)

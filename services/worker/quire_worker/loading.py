@@ -1,0 +1,119 @@
+"""From a configuration to a runner: finds the model, loads it, sizes the cache."""
+
+from dataclasses import dataclass
+
+import torch
+
+from quire.assets import default_served_model_names
+from quire.config import WorkerConfig
+from quire.errors import ConfigError
+from quire.v1 import worker_pb2
+from quire_worker.kv_cache import CacheShape, allocate_cache, num_cache_blocks
+from quire_worker.model.config import ModelConfig, eos_token_ids, parse_model_config
+from quire_worker.model.decoder import Decoder
+from quire_worker.model.rope import rotary_table
+from quire_worker.model.source import model_directory, read_json
+from quire_worker.model.weights import dummy_weights, load_weights
+from quire_worker.runner import Runner
+from quire_worker.slot_table import SlotTable
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A runner and what its scheduler must know of it."""
+
+    runner: Runner
+    spec: worker_pb2.ModelSpec
+    capacity: worker_pb2.WorkerCapacity
+
+
+def load_model(config: WorkerConfig) -> LoadedModel:
+    """Loads the configured model and allocates its cache. Raises `ConfigError`."""
+    device = _device(config)
+    directory = model_directory(
+        config.model, config.revision, config.download_dir, weights=config.load_format != "dummy"
+    )
+    raw = read_json(directory / "config.json")
+    model = parse_model_config(raw)
+    max_model_len = _max_model_len(config, model)
+    dtype = _dtype(config, model, device)
+    if config.load_format == "dummy":
+        weights = dummy_weights(model, config.seed, dtype, device)
+    else:
+        weights = load_weights(model, directory, dtype, device)
+    rotary = rotary_table(
+        model.rope,
+        head_dim=model.head_dim,
+        max_position_embeddings=model.max_position_embeddings,
+        max_model_len=max_model_len,
+    ).to(device)
+    shape = CacheShape(model=model, dtype=dtype, block_size=config.block_size)
+    num_blocks = num_cache_blocks(shape, config, max_model_len, device, weights.num_bytes)
+    slots = SlotTable(
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+    )
+    eos = eos_token_ids(read_json(directory / "generation_config.json")) or model.eos_token_ids
+    return LoadedModel(
+        runner=Runner(Decoder(model, weights, rotary), allocate_cache(shape, num_blocks, device), slots),
+        spec=worker_pb2.ModelSpec(
+            model=config.model,
+            revision=config.revision or "",
+            served_model_names=default_served_model_names(config.model, config.served_model_name),
+            max_model_len=max_model_len,
+            vocab_size=model.vocab_size,
+            eos_token_ids=eos,
+        ),
+        capacity=worker_pb2.WorkerCapacity(
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.step_token_limit,
+        ),
+    )
+
+
+def _device(config: WorkerConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device=cuda: no CUDA device is available", field="device")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def _dtype(config: WorkerConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
+    """As asked; `auto` takes the model's own type on a GPU and float32 on a CPU, where it is exact and not slower."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    if device.type == "cpu":
+        return torch.float32
+    return _DTYPES.get(model.dtype or "bfloat16", torch.bfloat16)
+
+
+def _max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
+    longest = _longest_context(model)
+    if config.max_model_len is None:
+        return longest
+    if config.max_model_len > longest:
+        raise ConfigError(
+            f"--max-model-len={config.max_model_len}: the model was made for at most {longest} tokens",
+            field="max_model_len",
+        )
+    return config.max_model_len
+
+
+def _longest_context(model: ModelConfig) -> int:
+    rope = model.rope
+    factor = float(rope.get("factor") or 1.0)
+    match rope["rope_type"]:
+        case "linear" | "dynamic":
+            return int(model.max_position_embeddings * factor)
+        case "yarn":
+            original = rope.get("original_max_position_embeddings") or model.max_position_embeddings
+            return max(model.max_position_embeddings, int(original * factor))
+        case _:
+            return model.max_position_embeddings

@@ -1,0 +1,102 @@
+"""The forward pass: token ids of a step in, logits of the rows that draw out.
+
+All rows of a step go through each projection in one matrix product; only attention looks at sequences. Keys and
+values of the whole step are in the cache before any of its queries look there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear
+
+from quire_kernels import (
+    fused_add_rms_norm,
+    paged_attention,
+    rms_norm,
+    rotary_embedding_and_cache,
+    silu_and_mul,
+)
+from quire_worker.model.config import ModelConfig
+from quire_worker.model.weights import LayerWeights, Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """What one forward pass needs to know of its batch. T tokens of S sequences; rows of a sequence are adjacent."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [T] int64: block * block_size + offset
+    block_tables: Tensor  # [S, max_blocks] int32
+    query_start_loc: Tensor  # [S + 1] int32
+    seq_lens: Tensor  # [S] int32: length including this step's tokens
+    max_query_len: int
+    max_seq_len: int
+    draw_rows: Tensor  # [D] int64: rows of the hidden states whose logits are wanted
+
+
+class Decoder:
+    """A decoder of the Llama family over a paged KV cache."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, rotary: Tensor) -> None:
+        self._config = config
+        self._weights = weights
+        self._rotary = rotary
+        self._scale = config.head_dim**-0.5
+
+    @torch.inference_mode()
+    def forward(self, inputs: StepInputs, kv_cache: Tensor) -> Tensor:
+        """Logits `[D, vocab]` in float32.
+
+        `kv_cache` is `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` and is written in place.
+        """
+        weights, eps = self._weights, self._config.rms_norm_eps
+        residual = embedding(inputs.token_ids, weights.embedding)
+        hidden = rms_norm(residual, weights.layers[0].input_norm, eps)
+        for index, layer in enumerate(weights.layers):
+            window = self._config.sliding_windows[index]
+            attended = self._attention(layer, hidden, inputs, kv_cache[index], window)
+            hidden, residual = fused_add_rms_norm(attended, residual, layer.post_norm, eps)
+            hidden = linear(
+                silu_and_mul(linear(hidden, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias
+            )
+            is_last = index + 1 == len(weights.layers)
+            if is_last:
+                hidden, residual = hidden[inputs.draw_rows], residual[inputs.draw_rows]
+            norm = weights.norm if is_last else weights.layers[index + 1].input_norm
+            hidden, residual = fused_add_rms_norm(hidden, residual, norm, eps)
+        return linear(hidden, weights.lm_head).float()
+
+    def _attention(
+        self, layer: LayerWeights, hidden: Tensor, inputs: StepInputs, kv: Tensor, window: int | None
+    ) -> Tensor:
+        config = self._config
+        qkv = linear(hidden, layer.qkv, layer.qkv_bias)
+        q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=1)
+        q = rotary_embedding_and_cache(
+            q.view(-1, config.num_attention_heads, config.head_dim),
+            k.view(-1, config.num_key_value_heads, config.head_dim),
+            v.view(-1, config.num_key_value_heads, config.head_dim),
+            self._rotary,
+            inputs.positions,
+            kv[0],
+            kv[1],
+            inputs.slot_mapping,
+            q_norm_weight=layer.q_norm,
+            k_norm_weight=layer.k_norm,
+            eps=config.rms_norm_eps,
+        )
+        attended = paged_attention(
+            q,
+            kv[0],
+            kv[1],
+            inputs.block_tables,
+            inputs.query_start_loc,
+            inputs.seq_lens,
+            scale=self._scale,
+            sliding_window=window,
+            max_query_len=inputs.max_query_len,
+            max_seq_len=inputs.max_seq_len,
+        )
+        return linear(attended.reshape(-1, config.q_size), layer.o, layer.o_bias)

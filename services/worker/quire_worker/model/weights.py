@@ -1,0 +1,138 @@
+"""The weights of a decoder: from safetensors files, sharded or not, or seeded at random.
+
+Projections that read the same input are fused on loading (q, k, v; gate, up), so that a layer has four matrix
+products. Linear weights are `[out, in]`, as torch has them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from quire.errors import ConfigError
+from quire_worker.model.config import ModelConfig
+
+_DUMMY_SCALE = 0.02
+
+Source = Callable[[str, tuple[int, ...]], Tensor]
+"""Gives the tensor of a name and shape."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One decoder layer."""
+
+    input_norm: Tensor  # [hidden]
+    qkv: Tensor  # [q + 2 kv, hidden]
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None  # [head_dim]
+    k_norm: Tensor | None
+    o: Tensor  # [hidden, q]
+    o_bias: Tensor | None
+    post_norm: Tensor  # [hidden]
+    gate_up: Tensor  # [2 intermediate, hidden]
+    gate_up_bias: Tensor | None
+    down: Tensor  # [hidden, intermediate]
+    down_bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A whole decoder."""
+
+    embedding: Tensor  # [vocab, hidden]
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor  # [hidden]
+    lm_head: Tensor  # [vocab, hidden]; the embedding itself where they are tied
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the weights take; tied ones count once."""
+        unique = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors_of(self)}
+        return sum(unique.values())
+
+
+def load_weights(config: ModelConfig, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Weights from the directory's safetensors files. Raises `ConfigError` naming a tensor that is missing or odd."""
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"--model: {directory} has no *.safetensors file", field="model")
+    file_of_name: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            file_of_name.update(dict.fromkeys(handle.keys(), file))
+    handles = {file: safe_open(file, framework="pt") for file in files}
+
+    def read(name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in file_of_name:
+            raise ConfigError(f"--model: tensor {name} is missing from {directory}", field="model")
+        tensor = handles[file_of_name[name]].get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ConfigError(
+                f"--model: tensor {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}",
+                field="model",
+            )
+        return tensor.to(device=device, dtype=dtype)
+
+    return _assemble(config, read)
+
+
+def dummy_weights(config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Seeded random weights of the right shapes, for measurements without a download."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, dtype=dtype, device=device)
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+        return tensor.normal_(0.0, _DUMMY_SCALE, generator=generator)
+
+    return _assemble(config, draw)
+
+
+def _assemble(config: ModelConfig, source: Source) -> Weights:
+    vocab = (config.vocab_size, config.hidden_size)
+    embedding = source("model.embed_tokens.weight", vocab)
+    return Weights(
+        embedding=embedding,
+        layers=tuple(_layer(config, source, f"model.layers.{i}.") for i in range(config.num_hidden_layers)),
+        norm=source("model.norm.weight", (config.hidden_size,)),
+        lm_head=embedding if config.tie_word_embeddings else source("lm_head.weight", vocab),
+    )
+
+
+def _layer(config: ModelConfig, source: Source, prefix: str) -> LayerWeights:
+    hidden, inner, head = config.hidden_size, config.intermediate_size, (config.head_dim,)
+    attention, mlp = prefix + "self_attn.", prefix + "mlp."
+    parts = (("q_proj", config.q_size), ("k_proj", config.kv_size), ("v_proj", config.kv_size))
+    halves = (("gate_proj", inner), ("up_proj", inner))
+
+    def fused(where: str, projections: tuple[tuple[str, int], ...]) -> Tensor:
+        return torch.cat([source(f"{where}{name}.weight", (size, hidden)) for name, size in projections])
+
+    def fused_bias(where: str, projections: tuple[tuple[str, int], ...]) -> Tensor:
+        return torch.cat([source(f"{where}{name}.bias", (size,)) for name, size in projections])
+
+    return LayerWeights(
+        input_norm=source(prefix + "input_layernorm.weight", (hidden,)),
+        qkv=fused(attention, parts),
+        qkv_bias=fused_bias(attention, parts) if config.qkv_bias else None,
+        q_norm=source(attention + "q_norm.weight", head) if config.qk_norm else None,
+        k_norm=source(attention + "k_norm.weight", head) if config.qk_norm else None,
+        o=source(attention + "o_proj.weight", (hidden, config.q_size)),
+        o_bias=source(attention + "o_proj.bias", (hidden,)) if config.o_bias else None,
+        post_norm=source(prefix + "post_attention_layernorm.weight", (hidden,)),
+        gate_up=fused(mlp, halves),
+        gate_up_bias=fused_bias(mlp, halves) if config.mlp_bias else None,
+        down=source(mlp + "down_proj.weight", (hidden, inner)),
+        down_bias=source(mlp + "down_proj.bias", (hidden,)) if config.mlp_bias else None,
+    )
+
+
+def _tensors_of(weights: Weights) -> Iterator[Tensor]:
+    yield from (weights.embedding, weights.norm, weights.lm_head)
+    for layer in weights.layers:
+        yield from (value for name in layer.__slots__ if (value := getattr(layer, name)) is not None)
