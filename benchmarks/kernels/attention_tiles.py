@@ -1,7 +1,8 @@
-"""Decode and prefill attention over candidate launch settings: microseconds and share of the measured ceilings.
+"""Decode and prefill attention over candidate launch settings: microseconds and share of the measured
+ceilings.
 
-Run on a GPU: ``PYTHONPATH=kernels python benchmarks/kernels/attention_tiles.py``. What wins here goes, by hand, into
-`quire_kernels/attention/tuning.py`.
+Run on a GPU: ``PYTHONPATH=kernels python benchmarks/kernels/attention_tiles.py``. What wins here goes, by
+hand, into `quire_kernels/attention/tuning.py`.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from itertools import product
 import torch
 from quire_kernels.attention.paged import paged_attention_mixed
 from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig
+from triton.runtime.errors import OutOfResources
 
 READ_BYTES_PER_S = 4.53e12
 MATRIX_FLOP_PER_S = 780e12
@@ -36,7 +38,8 @@ def make(batch: int, query_len: int, mean_len: int, heads: int, spread: bool) ->
     seq_lens = torch.randint(low, high, (batch,), dtype=torch.int32, device="cuda")
     max_blocks = -(-high // BLOCK_SIZE)
     num_blocks = batch * max_blocks + 1
-    cache = torch.randn(2, num_blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+    blocks = (num_blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM)
+    cache = torch.randn(2, *blocks, device="cuda", dtype=torch.bfloat16)
     tables = (torch.randperm(num_blocks - 1, device="cuda").int() + 1).view(batch, max_blocks)
     starts = torch.arange(batch + 1, device="cuda", dtype=torch.int32) * query_len
     q = torch.randn(batch * query_len, heads, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
@@ -46,10 +49,9 @@ def make(batch: int, query_len: int, mean_len: int, heads: int, spread: bool) ->
 def best(title: str, floor_us: float, timings: dict[str, float]) -> None:
     ranked = sorted(timings.items(), key=lambda item: item[1])
     shown = ", ".join(f"{name} {us:.1f}" for name, us in ranked[:4])
-    print(
-        f"{title}: floor {floor_us:.1f} us ({floor_us / ranked[0][1]:.0%}); {shown}; worst {ranked[-1][1]:.1f}",
-        flush=True,
-    )
+    best_us, worst_us = ranked[0][1], ranked[-1][1]
+    share = f"floor {floor_us:.1f} us ({floor_us / best_us:.0%})"
+    print(f"{title}: {share}; {shown}; worst {worst_us:.1f}", flush=True)
 
 
 def main() -> None:
@@ -66,7 +68,7 @@ def main() -> None:
                 tile=tile, num_splits=num_splits, min_split=128, num_warps=warps, num_stages=stages
             )
             timings[f"tile{tile}/split{num_splits}/w{warps}/s{stages}"] = graph_us(
-                lambda config=config, case=case: paged_attention_mixed(
+                lambda config=config, case=case, mean_len=mean_len: paged_attention_mixed(
                     *case, **options, max_query_len=1, max_seq_len=2 * mean_len, decode=config
                 )
             )
@@ -79,12 +81,16 @@ def main() -> None:
             config = PrefillConfig(rows=rows, tile=tile, num_warps=warps, num_stages=stages)
             try:
                 timings[f"rows{rows}/tile{tile}/w{warps}/s{stages}"] = graph_us(
-                    lambda config=config, case=case: paged_attention_mixed(
-                        *case, **options, max_query_len=query_len, max_seq_len=seq_len, prefill=config
+                    lambda config=config, case=case, query_len=query_len, seq_len=seq_len: (
+                        paged_attention_mixed(
+                            *case, **options, max_query_len=query_len, max_seq_len=seq_len, prefill=config
+                        )
                     ),
                     repeats=5,
                 )
-            except Exception as error:  # a setting that does not fit the shared memory is simply no candidate
+            except (
+                OutOfResources
+            ) as error:  # a setting that does not fit the shared memory is simply no candidate
                 print(f"  {rows} {tile} {warps} {stages}: {type(error).__name__}")
         best(f"prefill {batch} x {query_len} of {seq_len}", flops / MATRIX_FLOP_PER_S * 1e6, timings)
 

@@ -1,11 +1,12 @@
 """One whole decode step as one CUDA graph, random weights: time per step, per kernel, and against the floor.
 
-Run on a GPU: ``PYTHONPATH=kernels python benchmarks/kernels/decode_step.py``. A prototype of what the worker captures:
-embed, layers, logits, sampling and the advance of every slot. It loads no model and checks no text.
+Run on a GPU: ``PYTHONPATH=kernels python benchmarks/kernels/decode_step.py``. A prototype of what the worker
+captures: embed, layers, logits, sampling and the advance of every slot. It loads no model and checks no text.
 """
 
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 
 import quire_kernels as ops
 import torch
@@ -151,7 +152,7 @@ def step_ms(graph: torch.cuda.CUDAGraph, repeats: int = 20) -> float:
         graph.replay()
     marks[-1].record()
     torch.cuda.synchronize()
-    return sorted(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False))[repeats // 2]
+    return sorted(a.elapsed_time(b) for a, b in pairwise(marks))[repeats // 2]
 
 
 def kernel_table(graph: torch.cuda.CUDAGraph) -> str:
@@ -182,7 +183,8 @@ def main() -> None:
         measured, floor = step_ms(graph), step.floor_ms()
         print(
             f"{shape.name} batch {batch} mean_len {mean_len} temperature {temperature} gemv {gemv}: "
-            f"{measured:.3f} ms, floor {floor:.3f}, {batch / measured:.1f} k tok/s, {floor / measured:.0%} of floor"
+            f"{measured:.3f} ms, floor {floor:.3f}, "
+            f"{batch / measured:.1f} k tok/s, {floor / measured:.0%} of floor"
         )
         print(kernel_table(graph))
         sys.stdout.flush()

@@ -1,4 +1,5 @@
-"""The matrix-vector kernel over candidate launch settings, on Llama-3.1-8B and Qwen3-0.6B shapes: TB/s of weight read.
+"""The matrix-vector kernel over candidate launch settings, on Llama-3.1-8B and Qwen3-0.6B shapes: TB/s of
+weight read.
 
 Run on a GPU: ``PYTHONPATH=kernels python benchmarks/kernels/gemv_tiles.py``.
 """

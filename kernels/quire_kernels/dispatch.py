@@ -123,7 +123,9 @@ def paged_attention(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Project ``x [T, K]`` by ``weight [N, K]``: our matrix-vector kernel for one row of 16-bit data, else the library."""
+    """Project ``x [T, K]`` by ``weight [N, K]``: our matrix-vector kernel for one row of 16-bit data, else
+    the library.
+    """
     if x.shape[0] == 1 and x.element_size() == 2 and _runs_triton(x):
         from quire_kernels.linear.gemv import linear_gemv
 
@@ -135,8 +137,9 @@ def copy_blocks(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:
     if _runs_triton(pairs):
         from quire_kernels.blocks.copy import copy_blocks_spans
 
-        return copy_blocks_spans(kv, pairs)
-    blocks_reference.copy_blocks(kv, pairs)
+        copy_blocks_spans(kv, pairs)
+    else:
+        blocks_reference.copy_blocks(kv, pairs)
 
 
 def sample(logits: Tensor, params: SamplingTensors) -> Tensor:

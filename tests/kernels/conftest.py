@@ -1,4 +1,6 @@
-"""Lets the Triton kernels run on a machine without a GPU: there the interpreter takes the compiler's place."""
+"""Lets the Triton kernels run on a machine without a GPU: there the interpreter takes the compiler's
+place.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""The processor's faster paths against the torch references, and the random generator against its test vectors."""
+"""The processor's faster paths against the torch references, and the random generator against its test
+vectors.
+"""
 
 import pytest
 import quire_kernels
@@ -34,7 +36,8 @@ def test_noise_is_exact_and_finite_at_the_edges_of_the_word() -> None:
     bits = torch.tensor([0, 1, 2**31, 2**32 - 2**24 - 1, 2**32 - 2**24 + 1, 2**32 - 2, 2**32 - 1])
     exact = -torch.log((bits.double() + 0.5) / 2**32)
     drawn = philox.exponential_from_bits(bits)
-    assert bool((drawn > 0).all()) and bool(philox.gumbel_from_bits(bits).isfinite().all())
+    assert bool((drawn > 0).all())
+    assert bool(philox.gumbel_from_bits(bits).isfinite().all())
     assert torch.allclose(drawn.double(), exact, rtol=1e-5, atol=0)
 
 
@@ -121,7 +124,8 @@ def test_draws_follow_the_distribution() -> None:
 def test_logprobs_order_ties_by_id_and_count_ranks_from_one() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     logprob, rank, top_ids, top_logprobs = quire_kernels.token_logprobs(logits, torch.tensor([0, 3]), 2)
-    assert rank.tolist() == [3, 1] and top_ids.tolist() == [[1, 2], [0, 1]]
+    assert rank.tolist() == [3, 1]
+    assert top_ids.tolist() == [[1, 2], [0, 1]]
     expected = logits.log_softmax(dim=1)
     assert torch.allclose(logprob, expected[[0, 1], [0, 3]])
     assert torch.allclose(top_logprobs, expected.gather(1, top_ids))

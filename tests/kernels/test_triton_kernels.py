@@ -1,6 +1,7 @@
 """Each Triton kernel against its torch reference: on the GPU where there is one, else under the interpreter.
 
-The interpreter multiplies bfloat16 matrices wrongly without an error, so there everything is float32 and small.
+The interpreter multiplies bfloat16 matrices wrongly without an error, so there everything is float32 and
+small.
 """
 
 import pytest
@@ -30,6 +31,7 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16] if ON_GPU else [torch.float32]
 BLOCK_SIZE = 16
+HEADS = [(4, 4), (8, 4), (6, 2), (14, 2), (8, 1), (32, 8)] if ON_GPU else [(2, 2), (6, 2), (8, 1)]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -122,7 +124,9 @@ def test_copies_of_blocks_are_applied_in_order() -> None:
 def paged_case(
     lengths: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """Make inputs for (query_len, seq_len) pairs; slots that hold no token, and spare table entries, hold NaN."""
+    """Make inputs for (query_len, seq_len) pairs; slots that hold no token, and spare table entries, hold
+    NaN.
+    """
     seq_lens = torch.tensor([seq_len for _, seq_len in lengths], dtype=torch.int32)
     query_lens = torch.tensor([0, *(query_len for query_len, _ in lengths)], dtype=torch.int32)
     max_blocks = -(-int(seq_lens.max()) // BLOCK_SIZE) + 1
@@ -162,10 +166,7 @@ MIXED = [(1, 33), (17, 17), (5, 40), (0, 0), (16, 16), (2, 50), (1, 1), (33, 70)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("num_heads", "num_kv_heads"),
-    [(2, 2), (6, 2), (8, 1)] if not ON_GPU else [(4, 4), (8, 4), (6, 2), (14, 2), (8, 1), (32, 8)],
-)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
 @pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.parametrize("num_splits", [1, 4])
 def test_decode_attention_equals_reference(
@@ -180,10 +181,7 @@ def test_decode_attention_equals_reference(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("num_heads", "num_kv_heads"),
-    [(2, 2), (6, 2)] if not ON_GPU else [(4, 4), (8, 4), (6, 2), (14, 2), (8, 1), (32, 8)],
-)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
 @pytest.mark.parametrize("window", [None, 20])
 def test_mixed_attention_equals_reference(
     num_heads: int, num_kv_heads: int, window: int | None, dtype: torch.dtype
@@ -202,8 +200,8 @@ def test_attention_refuses_tables_of_another_batch() -> None:
     q, k_cache, v_cache, tables, starts, seq_lens = paged_case([(1, 3)], 2, 2, 16, torch.float32)
     with pytest.raises(ValueError, match="block_tables"):
         paged_attention_mixed(
-            q, k_cache, v_cache, tables[:0], starts, seq_lens, scale=1.0, sliding_window=None, max_query_len=1,
-            max_seq_len=3,
+            q, k_cache, v_cache, tables[:0], starts, seq_lens,
+            scale=1.0, sliding_window=None, max_query_len=1, max_seq_len=3,
         )  # fmt: skip
 
 

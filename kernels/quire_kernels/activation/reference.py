@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
-    """Return ``silu(gate) * up`` for ``x = [gate, up]``: ``[..., 2 * I]`` in, ``[..., I]`` out, float32 inside.
+    """Return ``silu(gate) * up`` for ``x = [gate, up]``: ``[..., 2 * I]`` in, ``[..., I]`` out, float32
+    inside.
 
     Source: Shazeer, "GLU Variants Improve Transformer" (2020).
     """

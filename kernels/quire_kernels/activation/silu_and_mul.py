@@ -20,7 +20,9 @@ def _silu_and_mul_tiles_kernel(x, out, x_row_stride, width, COLUMNS: tl.constexp
 
 
 def silu_and_mul_tiles(x: Tensor) -> Tensor:
-    """Return ``silu(x[..., :I]) * x[..., I:]`` of ``x [..., 2 * I]``; raises ``ValueError`` on an odd width."""
+    """Return ``silu(x[..., :I]) * x[..., I:]`` of ``x [..., 2 * I]``; raises ``ValueError`` on an odd
+    width.
+    """
     if x.shape[-1] % 2:
         raise ValueError(f"the last dimension of x is {x.shape[-1]}; it must be even (gate, then up)")
     width = x.shape[-1] // 2

@@ -1,1 +1,3 @@
-"""Causal attention over a paged KV cache: prefill, chunks on a cached prefix, decode, and mixtures of them."""
+"""Causal attention over a paged KV cache: prefill, chunks on a cached prefix, decode, and mixtures of
+them.
+"""

@@ -1,8 +1,10 @@
-"""Paged attention for processors: gathers the pages of many short queries at once and leaves the rest to torch.
+"""Paged attention for processors: gathers the pages of many short queries at once and leaves the rest to
+torch.
 
-Decode rows are grouped into padded batches of similar length, so that one matrix product serves many sequences; the
-query heads that share a key head are laid side by side as query rows, so keys are never repeated. Same contract as
-`reference.paged_attention`, against which it is tested. Reads lengths on the host, so it is no use on a GPU.
+Decode rows are grouped into padded batches of similar length, so that one matrix product serves many
+sequences; the query heads that share a key head are laid side by side as query rows, so keys are never
+repeated. Same contract as `reference.paged_attention`, against which it is tested. Reads lengths on the
+host, so it is no use on a GPU.
 """
 
 from collections.abc import Iterator
@@ -51,7 +53,9 @@ def paged_attention(
 
 
 def _groups_of_similar_length(sequences: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Yield the sequences in groups sorted by length, each within the bounds on padding and on gathered keys."""
+    """Yield the sequences in groups sorted by length, each within the bounds on padding and on gathered
+    keys.
+    """
     group: list[int] = []
     for sequence in sorted(sequences, key=lengths.__getitem__):
         length = lengths[sequence]
@@ -74,7 +78,9 @@ def _extend(
     scale: float,
     sliding_window: int | None,
 ) -> Tensor:
-    """Attend from the last ``query_len`` tokens of one sequence: ``q [query_len, Hq, D]`` to the same shape."""
+    """Attend from the last ``query_len`` tokens of one sequence: ``q [query_len, Hq, D]`` to the same
+    shape.
+    """
     query_len, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
     blocks = block_table[: -(-seq_len // block_size)]
@@ -102,7 +108,9 @@ def _decode(
     scale: float,
     sliding_window: int | None,
 ) -> Tensor:
-    """Attend from one token of each sequence: ``q [G, Hq, D]`` to the same shape, keys padded to ``longest``."""
+    """Attend from one token of each sequence: ``q [G, Hq, D]`` to the same shape, keys padded to
+    ``longest``.
+    """
     num_rows, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
     blocks = block_tables[:, : -(-longest // block_size)]

@@ -1,8 +1,10 @@
-"""Triton paged attention for sequences with one query token, split over the keys. Truth: `attention/reference.py`.
+"""Triton paged attention for sequences with one query token, split over the keys. Truth:
+`attention/reference.py`.
 
-Each program attends from the query heads that share one key head to one span of the keys (Flash-Decoding; Dao et al.,
-2023); spans are merged by their log-sum-exp. How a sequence is cut is decided on the device from its length, so one
-captured launch serves every length. Sequences with any other number of query tokens are left to `prefill.py`.
+Each program attends from the query heads that share one key head to one span of the keys (Flash-Decoding;
+Dao et al., 2023); spans are merged by their log-sum-exp. How a sequence is cut is decided on the device from
+its length, so one captured launch serves every length. Sequences with any other number of query tokens are
+left to `prefill.py`.
 """
 
 import torch

@@ -1,4 +1,5 @@
-"""Paged attention on a GPU for any mixture of sequences: checks shapes, then launches decode and prefill kernels.
+"""Paged attention on a GPU for any mixture of sequences: checks shapes, then launches decode and prefill
+kernels.
 
 Truth: `attention/reference.py`. Which kernels are launched depends on `max_query_len` alone, never on values.
 """
@@ -28,8 +29,8 @@ def paged_attention_mixed(
 ) -> Tensor:
     """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`.
 
-    Rows of padding, which belong to no sequence, are left as they were allocated. Raises ``ValueError`` on shapes,
-    strides or a window that the kernels cannot take.
+    Rows of padding, which belong to no sequence, are left as they were allocated. Raises ``ValueError`` on
+    shapes, strides or a window that the kernels cannot take.
     """
     _check(q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, sliding_window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -65,7 +66,8 @@ def _check(
         )
     if query_start_loc.shape[0] != seq_lens.shape[0] + 1 or block_tables.shape[0] != seq_lens.shape[0]:
         raise ValueError(
-            f"query_start_loc has {query_start_loc.shape[0]} entries and block_tables {block_tables.shape[0]} rows; "
+            f"query_start_loc has {query_start_loc.shape[0]} entries and "
+            f"block_tables {block_tables.shape[0]} rows; "
             f"{seq_lens.shape[0]} sequences need {seq_lens.shape[0] + 1} and {seq_lens.shape[0]}"
         )
     if q.stride(2) != 1 or k_cache.stride(3) != 1 or v_cache.stride(3) != 1 or block_tables.stride(1) != 1:

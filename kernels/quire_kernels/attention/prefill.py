@@ -1,8 +1,8 @@
 """Triton paged attention for sequences with several query tokens: prompts, chunks, cached prefixes.
 
-Truth: `attention/reference.py`. One program holds a tile of query tokens with all query heads that share a key head and
-walks the visible keys (FlashAttention-2; Dao, 2023). The grid is sized by the number of tokens alone: a program finds
-its sequence by a search over `query_start_loc`, and those left over exit at once.
+Truth: `attention/reference.py`. One program holds a tile of query tokens with all query heads that share a
+key head and walks the visible keys (FlashAttention-2; Dao, 2023). The grid is sized by the number of tokens
+alone: a program finds its sequence by a search over `query_start_loc`, and those left over exit at once.
 """
 
 import torch
@@ -17,7 +17,9 @@ _LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _find_sequence(query_start_loc, tile, num_sequences, BLOCK_Q: tl.constexpr):
-    """Return the last sequence whose first tile, ``query_start_loc[i] // BLOCK_Q + i``, is not after ``tile``."""
+    """Return the last sequence whose first tile, ``query_start_loc[i] // BLOCK_Q + i``, is not after
+    ``tile``.
+    """
     low = 0
     high = num_sequences - 1
     while low < high:
@@ -233,7 +235,8 @@ def paged_attention_prefill(
     sliding_window: int | None,
     config: PrefillConfig,
 ) -> None:
-    """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with two or more query tokens.
+    """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with two or more query
+    tokens.
 
     Shapes are those of `reference.paged_attention` and are checked by the caller. No other row is written.
     """

@@ -19,11 +19,12 @@ def paged_attention(
 ) -> Tensor:
     """Attend from each query token to the cached keys of its sequence up to its own position.
 
-    ``q [T, Hq, D]`` holds the query rows of sequence ``i`` at ``query_start_loc[i] : query_start_loc[i + 1]``; they
-    are the last tokens of its ``seq_lens[i]`` cached ones. With ``sliding_window`` w, position p sees ``(p - w, p]``.
-    Caches are ``[num_blocks, block_size, Hkv, D]``, read through ``block_tables [S, max_blocks]``. Rows that belong to
-    no sequence, or that see no key, come out as zeros. Scores, weights and sums are float32.
-    ``max_query_len`` and ``max_seq_len`` are upper bounds that only size the work of other implementations.
+    ``q [T, Hq, D]`` holds the query rows of sequence ``i`` at ``query_start_loc[i] : query_start_loc[i +
+    1]``; they are the last tokens of its ``seq_lens[i]`` cached ones. With ``sliding_window`` w, position p
+    sees ``(p - w, p]``. Caches are ``[num_blocks, block_size, Hkv, D]``, read through ``block_tables [S,
+    max_blocks]``. Rows that belong to no sequence, or that see no key, come out as zeros. Scores, weights
+    and sums are float32. ``max_query_len`` and ``max_seq_len`` are upper bounds that only size the work of
+    other implementations.
     """
     out = torch.zeros_like(q)
     block_size = k_cache.shape[1]
@@ -40,7 +41,9 @@ def paged_attention(
 
 
 def visible_keys(query_len: int, seq_len: int, sliding_window: int | None, device: torch.device) -> Tensor:
-    """Return the boolean mask ``[query_len, seq_len]`` of the keys each of the last ``query_len`` positions sees."""
+    """Return the boolean mask ``[query_len, seq_len]`` of the keys each of the last ``query_len`` positions
+    sees.
+    """
     key = torch.arange(seq_len, device=device)
     position = torch.arange(seq_len - query_len, seq_len, device=device).unsqueeze(1)
     visible = key <= position

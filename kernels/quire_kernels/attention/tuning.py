@@ -1,4 +1,6 @@
-"""Tuned launch settings of the attention kernels, by GPU generation and shape class. Data and its lookup only."""
+"""Tuned launch settings of the attention kernels, by GPU generation and shape class. Data and its lookup
+only.
+"""
 
 from dataclasses import dataclass
 
@@ -24,8 +26,8 @@ class PrefillConfig:
     num_stages: int
 
 
-# Up to how many programs (sequence, key head) a launch splits sequences, and into how many parts. Measured on one H200:
-# from 2,048 programs on, one part wins even for lengths that differ by a factor of seven.
+# Up to how many programs (sequence, key head) a launch splits sequences, and into how many parts. Measured
+# on one H200: from 2,048 programs on, one part wins even for lengths that differ by a factor of seven.
 _SPLITS_BY_PROGRAMS = ((16, 64), (64, 16), (256, 8), (1024, 4), (1536, 2))
 _MIN_SPLIT = 128  # keys
 

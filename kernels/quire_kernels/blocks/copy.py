@@ -1,7 +1,7 @@
 """Triton copy of KV blocks. Truth: `blocks/reference.py`.
 
-A program owns one span of every block of one layer and walks the pairs in order, so copies that build on each other
-come out right without any ordering between programs.
+A program owns one span of every block of one layer and walks the pairs in order, so copies that build on
+each other come out right without any ordering between programs.
 """
 
 from collections.abc import Sequence

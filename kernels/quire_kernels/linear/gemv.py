@@ -1,4 +1,5 @@
-"""Triton matrix-vector product for a batch of one, bound by reading the weight once. Truth: `linear/reference.py`.
+"""Triton matrix-vector product for a batch of one, bound by reading the weight once. Truth:
+`linear/reference.py`.
 
 One program computes a few output elements, reading their rows of the weight end to end.
 """
@@ -42,7 +43,9 @@ def linear_gemv(
     num_warps: int = 8,
     num_stages: int = 2,
 ) -> Tensor:
-    """Return ``x @ weight.T + bias`` for ``x [1, K]``; raises ``ValueError`` on more rows or unfit strides."""
+    """Return ``x @ weight.T + bias`` for ``x [1, K]``; raises ``ValueError`` on more rows or unfit
+    strides.
+    """
     if x.shape[0] != 1 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (1, {weight.shape[1]})")
     if x.stride(1) != 1 or weight.stride(1) != 1:

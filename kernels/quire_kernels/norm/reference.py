@@ -7,8 +7,9 @@ from torch import Tensor
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each vector of the last dimension to unit root mean square, then by ``weight``.
 
-    ``x`` is ``[..., D]`` and ``weight`` ``[D]``; the arithmetic is float32 whatever the dtype of ``x``, and the
-    result has the dtype of ``x``. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+    ``x`` is ``[..., D]`` and ``weight`` ``[D]``; the arithmetic is float32 whatever the dtype of ``x``, and
+    the result has the dtype of ``x``. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization"
+    (2019).
     """
     wide = x.float()
     inverse_rms = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)

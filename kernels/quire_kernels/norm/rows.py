@@ -1,4 +1,6 @@
-"""Triton RMSNorm over rows, with the residual addition folded in where there is one. Truth: `norm/reference.py`."""
+"""Triton RMSNorm over rows, with the residual addition folded in where there is one. Truth:
+`norm/reference.py`.
+"""
 
 import torch
 import triton
@@ -52,7 +54,9 @@ def rms_norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def fused_add_rms_norm_rows(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the norm of ``x + residual`` and the sum, both ``[T, H]``; raises ``ValueError`` on unequal shapes."""
+    """Return the norm of ``x + residual`` and the sum, both ``[T, H]``; raises ``ValueError`` on unequal
+    shapes.
+    """
     if x.shape != residual.shape:
         raise ValueError(
             f"residual has shape {tuple(residual.shape)}; it must be that of x, {tuple(x.shape)}"

@@ -1,6 +1,7 @@
 """Triton rotary embedding over tiles of heads, fused with q/k norm and the write into the paged cache.
 
-Truth: `rotary/reference.py`. One program rotates a tile of heads of one token; the tiles of k also carry those of v.
+Truth: `rotary/reference.py`. One program rotates a tile of heads of one token; the tiles of k also carry
+those of v.
 """
 
 import torch
@@ -191,7 +192,9 @@ def _rotary_embedding_cache_kernel(
 
 
 def rotary_embedding_heads(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rotated copies of ``q [T, Hq, D]`` and ``k [T, Hkv, D]``; raises ``ValueError`` on unfit shapes."""
+    """Return rotated copies of ``q [T, Hq, D]`` and ``k [T, Hkv, D]``; raises ``ValueError`` on unfit
+    shapes.
+    """
     return _rotate_one(q, cos_sin, positions), _rotate_one(k, cos_sin, positions)
 
 
@@ -208,7 +211,8 @@ def rotary_embedding_cache(
     k_norm_weight: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Norm, rotate and cache one step's q, k and v in one launch; returns the new q, contiguous ``[T, Hq, D]``.
+    """Norm, rotate and cache one step's q, k and v in one launch; returns the new q, contiguous ``[T, Hq,
+    D]``.
 
     q, k and v may be slices of one fused projection. Raises ``ValueError`` on unfit shapes or strides.
     """

@@ -32,8 +32,8 @@ def rotary_embedding_and_cache(
     """Normalise (where weights are given) and rotate q and k, write k and v into the cache, return the new q.
 
     ``slot_mapping [T]`` is ``block * block_size + offset`` per token; rows of padding point into block 0, the
-    scratch block. The caches are ``[num_blocks, block_size, Hkv, D]`` and are changed in place. Rotated values are
-    rounded once, to the dtype of the tensor they end in.
+    scratch block. The caches are ``[num_blocks, block_size, Hkv, D]`` and are changed in place. Rotated
+    values are rounded once, to the dtype of the tensor they end in.
     """
     q_wide = q.float() if q_norm_weight is None else rms_norm(q.float(), q_norm_weight, eps)
     k_wide = k.float() if k_norm_weight is None else rms_norm(k.float(), k_norm_weight, eps)

@@ -1,7 +1,7 @@
 """The sampler for processors: the choices of `reference.py`, made without work whose result is thrown away.
 
-Greedy rows draw no noise, rows whose masks keep few tokens draw noise for those alone, and top-p sorts the whole
-vocabulary only for rows whose nucleus is wide.
+Greedy rows draw no noise, rows whose masks keep few tokens draw noise for those alone, and top-p sorts the
+whole vocabulary only for rows whose nucleus is wide.
 """
 
 import torch

@@ -1,12 +1,13 @@
 """Triton sampler: thresholds without sorting, then a noisy argmax over tiles. Truth: `sampling/reference.py`.
 
 Three launches of fixed size, none of which waits for the host:
-`threshold`  one program per row finds the smallest scaled logit that the row's masks keep (rows without masks exit);
-`tiles`      every tile of every row finds its best token, drawing noise where the row is not greedy;
-`winner`     one program per row reduces its tiles.
+`threshold`  one program per row finds the smallest scaled logit that the row's masks keep (rows without
+masks exit); `tiles`      every tile of every row finds its best token, drawing noise where the row is not
+greedy; `winner`     one program per row reduces its tiles.
 
-The threshold of top-k, and of top-p over what top-k left, is the largest value at or above which lies enough weight
-(a count, or a mass). It is built bit by bit from the top over integers ordered as the floats are (a radix search).
+The threshold of top-k, and of top-p over what top-k left, is the largest value at or above which lies enough
+weight (a count, or a mass). It is built bit by bit from the top over integers ordered as the floats are (a
+radix search).
 """
 
 import torch
@@ -47,7 +48,9 @@ def _weight_from(
     BY_MASS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Return the weight of the tokens whose key is at least ``key_floor`` and scaled value at least ``value_floor``."""
+    """Return the weight of the tokens whose key is at least ``key_floor`` and scaled value at least
+    ``value_floor``.
+    """
     weight = tl.zeros([TILE], tl.float32)
     for start in range(0, vocab_size, TILE):
         token = start + tl.arange(0, TILE)
@@ -74,7 +77,9 @@ def _largest_key_with_weight(
     BITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Return the largest key at or above which the weight is at least ``target`` (which the whole row reaches)."""
+    """Return the largest key at or above which the weight is at least ``target`` (which the whole row
+    reaches).
+    """
     key = -2147483648
     for step in range(BITS):
         # The sign bit first (setting it in offset form adds 2**31), then each lower bit.
@@ -204,8 +209,8 @@ def _sample_winner_kernel(best_scores, best_tokens, tokens, num_tiles, TILES: tl
 def sample_gumbel(logits: Tensor, params: SamplingTensors) -> Tensor:
     """Return one token id per row, int64 ``[S]``, without a synchronisation; see `reference.sample`.
 
-    Raises ``ValueError`` when the rows of ``logits [S, V]`` are not contiguous, do not match ``params`` or have a
-    dtype other than float32, bfloat16 and float16.
+    Raises ``ValueError`` when the rows of ``logits [S, V]`` are not contiguous, do not match ``params`` or
+    have a dtype other than float32, bfloat16 and float16.
     """
     num_rows, vocab_size = logits.shape
     if num_rows != len(params):

@@ -1,15 +1,18 @@
-"""Log-probabilities, rank and most likely alternatives of sampled tokens, from raw logits. Torch, any device."""
+"""Log-probabilities, rank and most likely alternatives of sampled tokens, from raw logits. Torch, any
+device.
+"""
 
 import torch
 from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``(logprob [S] f32, rank [S] int32, top_ids [S, num_top] int64, top_logprobs [S, num_top] f32)``.
+    """Return ``(logprob [S] f32, rank [S] int32, top_ids [S, num_top] int64, top_logprobs [S, num_top]
+    f32)``.
 
-    ``logits [S, V]`` are those of the model before temperature and masks. The rank of a token is one more than the
-    number of strictly likelier tokens. Alternatives come likeliest first, equal ones by lowest id. Raises
-    ``ValueError`` when ``num_top`` is negative or above V.
+    ``logits [S, V]`` are those of the model before temperature and masks. The rank of a token is one more
+    than the number of strictly likelier tokens. Alternatives come likeliest first, equal ones by lowest id.
+    Raises ``ValueError`` when ``num_top`` is negative or above V.
     """
     vocab_size = logits.shape[1]
     if not 0 <= num_top <= vocab_size:
@@ -26,7 +29,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor
 def _top_ids(wide: Tensor, num_top: int) -> Tensor:
     if num_top == 0:
         return torch.empty((wide.shape[0], 0), dtype=torch.int64, device=wide.device)
-    # One integer key holds the value (in its high half) and the id: top-k over it has a defined order among ties.
+    # One integer key holds the value (in its high half) and the id: top-k over it has a defined order among
+    # ties.
     key = (_ordered_int32(wide).long() << 32) | (0xFFFFFFFF - torch.arange(wide.shape[1], device=wide.device))
     return 0xFFFFFFFF - (key.topk(num_top, dim=1).values & 0xFFFFFFFF)
 

@@ -18,11 +18,13 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingTensors:
-    """One row per sequence that draws a token; every tensor is ``[S]`` and all live on the device of the logits.
+    """One row per sequence that draws a token; every tensor is ``[S]`` and all live on the device of the
+    logits.
 
-    ``temperature`` 0 means greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 mean off. The noise of a row is a function
-    of ``seed``, ``sequence_index`` (which of the request's sequences) and ``position`` (index, in prompt plus output,
-    of the token being drawn) and of nothing else. Raises ``ValueError`` when a tensor has another dtype or length.
+    ``temperature`` 0 means greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 mean off. The noise of a row is
+    a function of ``seed``, ``sequence_index`` (which of the request's sequences) and ``position`` (index, in
+    prompt plus output, of the token being drawn) and of nothing else. Raises ``ValueError`` when a tensor
+    has another dtype or length.
     """
 
     temperature: Tensor  # float32

@@ -2,8 +2,9 @@
 
 Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (2011), and its Random123 test vectors.
 
-The draw for a token has key ``(seed low, seed high)``, counter ``(token_id >> 2, position, sequence_index, purpose)``
-and takes output lane ``token_id & 3``. Torch has no full uint32 arithmetic, so words are held in int64.
+The draw for a token has key ``(seed low, seed high)``, counter ``(token_id >> 2, position, sequence_index,
+purpose)`` and takes output lane ``token_id & 3``. Torch has no full uint32 arithmetic, so words are held in
+int64.
 """
 
 import torch
@@ -34,7 +35,9 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
 
 
 def vocabulary_bits(seed: Tensor, sequence_index: Tensor, position: Tensor, vocab_size: int) -> Tensor:
-    """Return the random words int64 ``[S, vocab_size]`` of every token of the vocabulary, for each of S rows."""
+    """Return the random words int64 ``[S, vocab_size]`` of every token of the vocabulary, for each of S
+    rows.
+    """
     groups = torch.arange(-(-vocab_size // 4), device=seed.device).unsqueeze(0)
     words = philox4x32(
         (
@@ -49,7 +52,9 @@ def vocabulary_bits(seed: Tensor, sequence_index: Tensor, position: Tensor, voca
 
 
 def token_bits(seed: Tensor, sequence_index: Tensor, position: Tensor, token_ids: Tensor) -> Tensor:
-    """Return the random words int64 ``[n]`` of ``token_ids [n]``, whose rows' facts are given element by element."""
+    """Return the random words int64 ``[n]`` of ``token_ids [n]``, whose rows' facts are given element by
+    element.
+    """
     words = philox4x32(
         (token_ids >> 2, _word(position), _word(sequence_index), torch.full_like(token_ids, SAMPLING)),
         (_word(seed), _word(seed >> 32)),
@@ -58,10 +63,12 @@ def token_bits(seed: Tensor, sequence_index: Tensor, position: Tensor, token_ids
 
 
 def exponential_from_bits(bits: Tensor) -> Tensor:
-    """Return the standard exponential draw ``-log(u)``, ``u = (bits + 0.5) / 2**32``, in float32 and in [2**-33, 23).
+    """Return the standard exponential draw ``-log(u)``, ``u = (bits + 0.5) / 2**32``, in float32 and in
+    [2**-33, 23).
 
-    Near 1 float32 cannot hold ``u`` (the largest words would round to exactly 1), so there ``-log(1 - v)`` is summed
-    as a series in ``v = 1 - u``, which float32 holds to full relative precision. Neither branch meets 0 or 1.
+    Near 1 float32 cannot hold ``u`` (the largest words would round to exactly 1), so there ``-log(1 - v)``
+    is summed as a series in ``v = 1 - u``, which float32 holds to full relative precision. Neither branch
+    meets 0 or 1.
     """
     u = (bits.float() + 0.5) * 2.0**-32
     v = ((_WORD - bits).float() + 0.5) * 2.0**-32

@@ -1,9 +1,9 @@
 """Sampling in torch, written for reading: what every faster sampler must choose.
 
-A token is the argmax of ``logit / temperature + gumbel`` over the tokens that the masks keep (the Gumbel-max trick,
-see Maddison et al., "A* Sampling", 2014). Masks never move the noise, so a draw does not depend on its neighbours, on
-the order of the vocabulary, or on which other masks are set. Knows no request; the logits may already carry
-penalties, biases and bit masks (forbidden tokens at minus infinity).
+A token is the argmax of ``logit / temperature + gumbel`` over the tokens that the masks keep (the Gumbel-max
+trick, see Maddison et al., "A* Sampling", 2014). Masks never move the noise, so a draw does not depend on
+its neighbours, on the order of the vocabulary, or on which other masks are set. Knows no request; the logits
+may already carry penalties, biases and bit masks (forbidden tokens at minus infinity).
 """
 
 import torch
@@ -34,9 +34,10 @@ def scale_by_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
 def keep_mask(scaled: Tensor, params: SamplingTensors) -> Tensor:
     """Return the boolean mask ``[S, V]`` of tokens that min-p, then top-k, then top-p keep.
 
-    Each mask is a threshold on the value, so tokens that tie with the last one kept are kept too: the outcome does
-    not depend on the order of ids. Top-p keeps a token while the probability (renormalised after min-p and top-k)
-    of all strictly likelier tokens is below ``top_p``; the likeliest token is always kept.
+    Each mask is a threshold on the value, so tokens that tie with the last one kept are kept too: the
+    outcome does not depend on the order of ids. Top-p keeps a token while the probability (renormalised
+    after min-p and top-k) of all strictly likelier tokens is below ``top_p``; the likeliest token is always
+    kept.
     """
     threshold = torch.maximum(_min_p_threshold(scaled, params.min_p), _top_k_threshold(scaled, params.top_k))
     kept = torch.where(scaled >= threshold, scaled, float("-inf"))
@@ -44,7 +45,9 @@ def keep_mask(scaled: Tensor, params: SamplingTensors) -> Tensor:
 
 
 def lowest_argmax(values: Tensor) -> Tensor:
-    """Return the argmax of each row, int64 ``[S]``; among equal maxima the lowest index (torch promises no order)."""
+    """Return the argmax of each row, int64 ``[S]``; among equal maxima the lowest index (torch promises no
+    order).
+    """
     maximum = values.max(dim=1, keepdim=True).values
     index = torch.arange(values.shape[1], device=values.device)
     return (
@@ -55,7 +58,9 @@ def lowest_argmax(values: Tensor) -> Tensor:
 
 
 def top_p_threshold(kept: Tensor, top_p: Tensor) -> Tensor:
-    """Return ``[S, 1]``, the smallest value that top-p keeps of each row of ``kept``, or minus infinity where it is off."""
+    """Return ``[S, 1]``, the smallest value that top-p keeps of each row of ``kept``, or minus infinity
+    where it is off.
+    """
     descending = kept.sort(dim=1, descending=True).values
     probability = descending.double().softmax(dim=1)
     mass_before = probability.cumsum(dim=1) - probability
