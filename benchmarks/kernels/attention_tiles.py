@@ -57,7 +57,8 @@ def best(title: str, floor_us: float, timings: dict[str, float]) -> None:
 def main() -> None:
     options = {"scale": HEAD_DIM**-0.5, "sliding_window": None}
     for heads, batch, mean_len in (
-        (32, 1, 512), (32, 1, 32768), (32, 16, 8192), (16, 64, 600), (16, 256, 600), (16, 1000, 300), (32, 1000, 300)
+        (32, 1, 512), (32, 1, 32768), (32, 16, 8192), (32, 1000, 300),
+        (16, 64, 600), (16, 256, 600), (16, 1000, 300),
     ):  # fmt: skip
         case = make(batch, 1, mean_len, heads, spread=batch > 16)
         floor = int(case[-1].sum()) * 4 * KV_HEADS * HEAD_DIM / READ_BYTES_PER_S * 1e6
