@@ -89,7 +89,7 @@ class AttachWelcome(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., scheduler_id: _Optional[str] = ..., state: _Optional[_Union[ServingState, _Mapping]] = ..., max_num_requests: _Optional[int] = ...) -> None: ...
 
 class ServingState(_message.Message):
-    __slots__ = ("ready", "served_model_names", "max_model_len", "vocab_size", "eos_token_ids", "max_num_seqs", "draining")
+    __slots__ = ("ready", "served_model_names", "max_model_len", "vocab_size", "eos_token_ids", "max_num_seqs", "draining", "model", "revision")
     READY_FIELD_NUMBER: _ClassVar[int]
     SERVED_MODEL_NAMES_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,8 @@ class ServingState(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     served_model_names: _containers.RepeatedScalarFieldContainer[str]
     max_model_len: int
@@ -104,7 +106,9 @@ class ServingState(_message.Message):
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     max_num_seqs: int
     draining: bool
-    def __init__(self, ready: _Optional[bool] = ..., served_model_names: _Optional[_Iterable[str]] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., max_num_seqs: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    model: str
+    revision: str
+    def __init__(self, ready: _Optional[bool] = ..., served_model_names: _Optional[_Iterable[str]] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., max_num_seqs: _Optional[int] = ..., draining: _Optional[bool] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class TokenFrame(_message.Message):
     __slots__ = ("step_id", "handles", "indexes", "first_token_indexes", "num_tokens", "token_ids", "finished_rows", "finish_reasons", "stop_token_ids_plus_one", "cached_handles", "cached_tokens", "logprobs", "errors")

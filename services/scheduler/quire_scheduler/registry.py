@@ -53,6 +53,8 @@ class Registry(worker_pb2_grpc.WorkerRegistryServiceServicer):
         )
         if self._model is not None:
             state.served_model_names.extend(self._model.served_model_names)
+            state.model = self._model.model
+            state.revision = self._model.revision
             state.max_model_len = self._model.max_model_len
             state.vocab_size = self._model.vocab_size
             state.eos_token_ids.extend(self._model.eos_token_ids)

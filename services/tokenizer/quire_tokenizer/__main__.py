@@ -1,0 +1,97 @@
+"""The tokenizer process: `python -m quire_tokenizer`."""
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import uvloop
+
+from quire.config import TokenizerConfig
+from quire.config.flag import parse
+from quire.errors import ConfigError
+from quire.rpc.server import HealthReporter, add_health_and_reflection, bind, build_server
+from quire.telemetry.logs import configure_logging
+from quire.v1 import generation_pb2_grpc, tokenizer_pb2_grpc
+from quire_tokenizer.engine import GenerationEngine
+from quire_tokenizer.model_shelf import ModelShelf
+from quire_tokenizer.router import Router
+from quire_tokenizer.scheduler_link import SchedulerLink
+from quire_tokenizer.service import GenerationService
+from quire_tokenizer.tokenizer_service import TokenizerService
+
+logger = logging.getLogger(__name__)
+
+_SERVICES = ("quire.v1.GenerationService", "quire.v1.TokenizerService")
+_NUM_ENCODING_THREADS = 2
+_POLL_S = 0.05
+
+
+async def serve(config: TokenizerConfig) -> None:
+    """Serves until told to stop, then finishes the open streams."""
+    executor = ThreadPoolExecutor(_NUM_ENCODING_THREADS, thread_name_prefix="encode")
+    shelf = ModelShelf(config, executor)
+    peer_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    links = [SchedulerLink(address, peer_id, lambda link: shelf.learn(link.state)) for address in config.scheduler]
+    router = Router(links)
+    engine = GenerationEngine(shelf, router, config.max_num_requests)
+    server = build_server(max_message_bytes=config.max_message_bytes, reuse_port=config.reuse_port)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(engine), server)
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerService(shelf, engine), server)
+    health = add_health_and_reflection(server, _SERVICES)
+    port = bind(server, config.host, config.grpc_port)
+    await server.start()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = [asyncio.create_task(link.run()) for link in links]
+    tasks.append(asyncio.create_task(_report_health(router, health)))
+    gc.collect()
+    gc.freeze()
+    print("READY", json.dumps({"service": "tokenizer", "grpc": f"{config.host}:{port}"}), flush=True)
+    waiter = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in done - {waiter}:
+        task.result()
+    await _drain(engine, config.drain_timeout_ms / 1000)
+    await server.stop(grace=1.0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    executor.shutdown(cancel_futures=True)
+
+
+def main() -> None:
+    """Parses flags and serves."""
+    configure_logging("tokenizer")
+    # The thread pool is ours; the library's own would fight the other processes for the cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        uvloop.run(serve(parse(TokenizerConfig, sys.argv[1:], "python -m quire_tokenizer")))
+    except ConfigError as error:
+        sys.exit(f"quire_tokenizer: {error.message}")
+
+
+async def _report_health(router: Router, health: HealthReporter) -> None:
+    """Liveness never depends on a scheduler, because killing this process would kill its requests; readiness does."""
+    await health.set("", True)
+    await health.set("quire.v1.TokenizerService", True)
+    while True:
+        await health.set("quire.v1.GenerationService", router.ready)
+        await asyncio.sleep(_POLL_S)
+
+
+async def _drain(engine: GenerationEngine, limit_s: float) -> None:
+    deadline = asyncio.get_running_loop().time() + limit_s
+    while engine.num_live and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(_POLL_S)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Renders a conversation with a model's chat template.
+
+Templates come with models and are not trusted: they run in Jinja's immutable sandbox, with the few functions that
+Hugging Face templates rely on, and their output is bounded.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from quire.errors import ConfigError, InvalidRequest
+
+MAX_RENDERED_CHARS = 8 * 1024 * 1024
+
+
+class ChatTemplate:
+    """One compiled template."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"--model: the chat template does not parse: {error}", field="model") from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as text. Raises `InvalidRequest` naming what the template rejects."""
+        _check_messages(messages)
+        if add_generation_prompt and continue_final_message:
+            raise InvalidRequest(
+                "chat.continue_final_message=true excludes chat.add_generation_prompt=true", field="chat"
+            )
+        try:
+            pieces: list[str] = []
+            num_chars = 0
+            context = {**self._special_tokens, **(variables or {})}
+            for piece in self._template.generate(
+                **{**context, "messages": list(messages), "add_generation_prompt": add_generation_prompt}
+            ):
+                num_chars += len(piece)
+                if num_chars > MAX_RENDERED_CHARS:
+                    raise InvalidRequest(
+                        f"chat: the rendered conversation is longer than {MAX_RENDERED_CHARS} characters", field="chat"
+                    )
+                pieces.append(piece)
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            raise InvalidRequest(f"chat.messages: the model's template rejects them: {error}", field="chat.messages") from error
+        text = "".join(pieces)
+        return _cut_after_final(text, messages[-1]["content"]) if continue_final_message else text
+
+
+def load_chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
+    """The template of a model directory; None when it has none. Raises `ConfigError`."""
+    file = directory / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.is_file() else tokenizer_config.get("chat_template")
+    if isinstance(source, list):
+        named = {entry["name"]: entry["template"] for entry in source}
+        source = named.get("default") or next(iter(named.values()), None)
+    if not source:
+        return None
+    special = {
+        name: value["content"] if isinstance(value, dict) else value
+        for name, value in tokenizer_config.items()
+        if name.endswith("_token") and isinstance(value, str | dict)
+    }
+    return ChatTemplate(source, special)
+
+
+def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+    if not messages:
+        raise InvalidRequest("chat.messages is empty: a conversation has at least one message", field="chat.messages")
+    for number, message in enumerate(messages):
+        if not message["role"]:
+            field = f"chat.messages[{number}].role"
+            raise InvalidRequest(f"{field} is empty: a message names who speaks", field=field)
+
+
+def _cut_after_final(text: str, content: str) -> str:
+    """Leaves the last message open: drops what the template puts after it."""
+    at = text.rfind(content.strip())
+    if at < 0:
+        raise InvalidRequest(
+            "chat.continue_final_message: the template changes the last message, so it cannot be continued", field="chat"
+        )
+    return text[: at + len(content.strip())]
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_ignored: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)

@@ -1,0 +1,117 @@
+"""Incremental detokenization: one token in, the text that became certain out; never half a character.
+
+For byte-level BPE a table gives every token's bytes, and an incremental UTF-8 decoder does the rest. For every other
+family the text of a short window of tokens is compared with that of the same window and one more token, as the field
+does it (Hugging Face text-generation-inference). The pieces always add up to the full decoding.
+"""
+
+import codecs
+import json
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+REPLACEMENT = "\ufffd"
+
+
+class Detokenizer(Protocol):
+    """The text of one sequence, as it grows."""
+
+    def add(self, token_id: int) -> str:
+        """Takes one token; returns the text that became certain, maybe none."""
+        ...
+
+    def flush(self) -> str:
+        """The rest of the text once no token follows; bytes that are no character become U+FFFD."""
+        ...
+
+
+class DetokenizerFactory:
+    """Makes detokenizers for one tokenizer; tables are built once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._bytes_of_token = _byte_table(tokenizer) if _is_byte_level(tokenizer) else None
+        self._bytes_without_special = (
+            [b"" if i in self._special_ids else piece for i, piece in enumerate(self._bytes_of_token)]
+            if self._bytes_of_token is not None
+            else None
+        )
+
+    def new(self, *, skip_special_tokens: bool) -> Detokenizer:
+        """A detokenizer for one sequence."""
+        table = self._bytes_without_special if skip_special_tokens else self._bytes_of_token
+        if table is not None:
+            return _ByteLevelDetokenizer(table)
+        return _WindowDetokenizer(self._tokenizer, self._special_ids if skip_special_tokens else frozenset())
+
+
+class _ByteLevelDetokenizer:
+    def __init__(self, bytes_of_token: list[bytes]) -> None:
+        self._bytes_of_token = bytes_of_token
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def add(self, token_id: int) -> str:
+        table = self._bytes_of_token
+        return self._decode(table[token_id]) if token_id < len(table) else ""
+
+    def flush(self) -> str:
+        return self._decode(b"", True)
+
+
+class _WindowDetokenizer:
+    """Decodes `[prefix, read)` and `[prefix, end)`; what the second has more is new, unless it ends in half a character."""
+
+    def __init__(self, tokenizer: Tokenizer, skipped_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped_ids = skipped_ids
+        self._token_ids: list[int] = []
+        self._num_read = 0
+
+    def add(self, token_id: int) -> str:
+        if token_id in self._skipped_ids:
+            return ""
+        self._token_ids.append(token_id)
+        piece = self._new_text()
+        if not piece or piece.endswith(REPLACEMENT):
+            return ""
+        # The tokens of the last piece stay as the window's start: they fix the spacing of what follows.
+        del self._token_ids[: self._num_read]
+        self._num_read = len(self._token_ids)
+        return piece
+
+    def flush(self) -> str:
+        piece = self._new_text()
+        self._token_ids.clear()
+        self._num_read = 0
+        return piece
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._token_ids[: self._num_read], skip_special_tokens=False)
+        return self._tokenizer.decode(self._token_ids, skip_special_tokens=False)[len(before) :]
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    decoder = json.loads(tokenizer.to_str())["decoder"] or {}
+    return decoder.get("type") == "ByteLevel"
+
+
+def _byte_table(tokenizer: Tokenizer) -> list[bytes]:
+    byte_of_char = _byte_of_char()
+    table: list[bytes] = []
+    for token_id in range(tokenizer.get_vocab_size(with_added_tokens=True)):
+        token = tokenizer.id_to_token(token_id) or ""
+        if all(char in byte_of_char for char in token):
+            table.append(bytes(byte_of_char[char] for char in token))
+        else:
+            table.append(token.encode())
+    return table
+
+
+def _byte_of_char() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

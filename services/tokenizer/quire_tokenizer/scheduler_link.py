@@ -1,0 +1,219 @@
+"""The one Attach stream between this process and one scheduler.
+
+Sends what gathered since the last frame as one frame; takes each step's columns apart in one tight loop. When the
+stream is lost, or tokens are missing, the requests on it are handed in again as they stand, and go on. Knows streams
+and handles; no client and no text.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from random import uniform
+
+import grpc
+
+from quire.errors import ProtocolMismatch, QuireError, Unavailable, error_for_code
+from quire.rpc.channel import open_channel
+from quire.rpc.status import error_from_rpc
+from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.wire import PROTOCOL_VERSION
+from quire_tokenizer.stream import LogprobEntries, RequestStream
+
+logger = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S = 0.05
+_LONGEST_BACKOFF_S = 2.0
+_WHOLE_REQUEST = -1
+
+
+class SchedulerLink:
+    """A lasting connection to one scheduler address."""
+
+    def __init__(self, address: str, peer_id: str, on_state: "Callable[[SchedulerLink], None]") -> None:
+        self.address = address
+        self.state = scheduler_pb2.ServingState()
+        self.attached = False
+        self._peer_id = peer_id
+        self._on_state = on_state
+        self._streams: dict[int, RequestStream] = {}
+        self._handles: dict[RequestStream, int] = {}
+        self._last_handle = 0
+        self._outgoing = scheduler_pb2.SubmitFrame()
+        self._has_outgoing = asyncio.Event()
+
+    @property
+    def num_live(self) -> int:
+        """Requests on this link."""
+        return len(self._streams)
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether a request handed in now would be run without waiting for a worker."""
+        return self.attached and self.state.ready and not self.state.draining
+
+    def submit(self, stream: RequestStream) -> None:
+        """Hands a request in, now or as soon as the scheduler is there."""
+        self._last_handle += 1
+        self._streams[self._last_handle] = stream
+        self._handles[stream] = self._last_handle
+        if self.attached:
+            self._outgoing.admissions.append(stream.admission(self._last_handle))
+            self._has_outgoing.set()
+
+    def withdraw(self, stream: RequestStream) -> None:
+        """The client of a request is gone, or its request has ended here: the scheduler may forget it."""
+        handle = self._handles.pop(stream, None)
+        if handle is not None:
+            del self._streams[handle]
+            self._abort(handle, _WHOLE_REQUEST)
+
+    async def run(self) -> None:
+        """Stays attached until cancelled."""
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            try:
+                await self._serve_once()
+                why = "the scheduler ended the stream"
+            except grpc.aio.AioRpcError as rpc_error:
+                error = error_from_rpc(rpc_error)
+                why = error.message
+                if isinstance(error, ProtocolMismatch):
+                    logger.error("the scheduler refuses this process", extra={"scheduler": self.address, "why": why})
+            if self.attached:
+                logger.warning("lost the scheduler", extra={"scheduler": self.address, "why": why})
+                backoff_s = _FIRST_BACKOFF_S
+                self.attached = False
+                self._on_state(self)
+            await asyncio.sleep(uniform(backoff_s / 2, backoff_s))
+            backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
+
+    async def _serve_once(self) -> None:
+        async with open_channel(self.address) as channel:
+            call = scheduler_pb2_grpc.SchedulerServiceStub(channel).Attach(self._outgoing_frames())
+            async for response in call:
+                match response.WhichOneof("frame"):
+                    case "tokens":
+                        self._take_tokens(response.tokens)
+                    case "welcome":
+                        self._take_welcome(response.welcome)
+                    case "state":
+                        self._take_state(response.state)
+                    case None:
+                        logger.warning("an empty frame from the scheduler", extra={"scheduler": self.address})
+
+    async def _outgoing_frames(self) -> AsyncIterator[scheduler_pb2.AttachRequest]:
+        hello = scheduler_pb2.AttachHello(protocol_version=PROTOCOL_VERSION, peer_id=self._peer_id)
+        yield scheduler_pb2.AttachRequest(hello=hello)
+        while True:
+            await self._has_outgoing.wait()
+            if self.attached:
+                submit, self._outgoing = self._outgoing, scheduler_pb2.SubmitFrame()
+                self._has_outgoing.clear()
+                yield scheduler_pb2.AttachRequest(submit=submit)
+            else:
+                self._has_outgoing.clear()
+
+    def _take_welcome(self, welcome: scheduler_pb2.AttachWelcome) -> None:
+        """A new stream knows nothing: every live request is handed in again as it stands."""
+        self.attached = True
+        self._outgoing = scheduler_pb2.SubmitFrame()
+        for handle, stream in self._streams.items():
+            self._outgoing.admissions.append(stream.admission(handle))
+        if self._streams:
+            self._has_outgoing.set()
+        logger.info("attached", extra={"scheduler": self.address, "resumed": len(self._streams)})
+        self._take_state(welcome.state)
+
+    def _take_state(self, state: scheduler_pb2.ServingState) -> None:
+        self.state = state
+        self._on_state(self)
+
+    def _take_tokens(self, frame: scheduler_pb2.TokenFrame) -> None:
+        """The loop that every token passes: one pass over the row columns."""
+        token_ids = list(frame.token_ids)
+        logprobs = _LogprobReader(frame.logprobs) if frame.HasField("logprobs") else None
+        streams = self._streams
+        for handle, num_cached in zip(frame.cached_handles, frame.cached_tokens, strict=True):
+            if (stream := streams.get(handle)) is not None:
+                stream.note_cached_tokens(num_cached)
+        at = 0
+        for row, (handle, index, first, count) in enumerate(
+            zip(frame.handles, frame.indexes, frame.first_token_indexes, frame.num_tokens, strict=True)
+        ):
+            start, at = at, at + count
+            entries = logprobs.take(row, count) if logprobs is not None else []
+            stream = streams.get(handle)
+            if stream is None or not count:
+                continue
+            outcome = stream.receive(index, first, token_ids[start:at], entries)
+            if outcome:
+                self._handle_outcome(outcome, handle, index, stream)
+        for row, reason, stop in zip(
+            frame.finished_rows, frame.finish_reasons, frame.stop_token_ids_plus_one, strict=True
+        ):
+            stream = streams.get(frame.handles[row])
+            if stream is not None:
+                stream.finish(frame.indexes[row], reason, stop - 1 if stop else None)
+                self._retire_if_finished(frame.handles[row], stream)
+        for error in frame.errors:
+            self._take_error(error)
+
+    def _handle_outcome(self, outcome: str, handle: int, index: int, stream: RequestStream) -> None:
+        if outcome == "gap":
+            logger.warning("tokens are missing; the request is resumed", extra={"request_id": stream.request_id})
+            self.withdraw(stream)
+            self.submit(stream)
+        elif stream.finished:
+            self._retire_if_finished(handle, stream)
+            self._abort(handle, _WHOLE_REQUEST)
+        else:
+            self._abort(handle, index)
+
+    def _take_error(self, error: scheduler_pb2.RequestError) -> None:
+        stream = self._streams.get(error.handle)
+        if stream is None:
+            return
+        failure: QuireError = error_for_code(error.code, error.message, error.field, error.retry_after_ms)
+        if isinstance(failure, Unavailable) and self.attached:
+            delay_s = max(error.retry_after_ms, 100) / 1000
+            asyncio.get_running_loop().call_later(delay_s, self._retry, error.handle)
+            return
+        stream.fail(failure)
+        self._retire_if_finished(error.handle, stream)
+
+    def _retry(self, handle: int) -> None:
+        """Hands a request in again that was turned away for the moment."""
+        stream = self._streams.get(handle)
+        if stream is not None and self.attached:
+            self._outgoing.admissions.append(stream.admission(handle))
+            self._has_outgoing.set()
+
+    def _retire_if_finished(self, handle: int, stream: RequestStream) -> None:
+        if stream.finished and self._streams.pop(handle, None) is not None:
+            del self._handles[stream]
+
+    def _abort(self, handle: int, index: int) -> None:
+        if self.attached:
+            self._outgoing.abort_handles.append(handle)
+            self._outgoing.abort_indexes.append(index)
+            self._has_outgoing.set()
+
+
+class _LogprobReader:
+    """Walks the log-probability columns of a frame in step with its rows."""
+
+    def __init__(self, columns: scheduler_pb2.LogprobColumns) -> None:
+        self._entries_per_token = list(columns.entries_per_token)
+        self._triples = list(zip(columns.token_ids, columns.values, columns.ranks, strict=True))
+        self._at = 0
+
+    def take(self, row: int, num_tokens: int) -> list[LogprobEntries]:
+        """Entries of each token of a row; none when the row did not ask."""
+        num_entries = self._entries_per_token[row]
+        if not num_entries:
+            return []
+        taken: list[LogprobEntries] = []
+        for _ in range(num_tokens):
+            taken.append(self._triples[self._at : self._at + num_entries])
+            self._at += num_entries
+        return taken

@@ -1,0 +1,45 @@
+"""GenerationService: the gRPC face of the front door."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+
+from quire.errors import QuireError
+from quire.rpc.status import abort_with
+from quire.v1 import generation_pb2, generation_pb2_grpc
+from quire_tokenizer.engine import GenerationEngine
+
+
+class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
+    """Generate and ListModels."""
+
+    def __init__(self, engine: GenerationEngine) -> None:
+        self._engine = engine
+
+    async def Generate(
+        self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        """Streams deltas; when the client goes, the call is cancelled and the request aborted."""
+        remaining_s = context.time_remaining()
+        deadline_ms = max(1, int(remaining_s * 1000)) if remaining_s is not None else 0
+        try:
+            async with self._engine.open(
+                request, deadline_ms=deadline_ms, traceparent=_traceparent(context)
+            ) as stream:
+                while (response := await stream.next_response()) is not None:
+                    yield response
+        except QuireError as error:
+            await abort_with(context, error)
+
+    async def ListModels(
+        self, request: generation_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> generation_pb2.ListModelsResponse:
+        """The served models."""
+        return generation_pb2.ListModelsResponse(models=self._engine.models())
+
+
+def _traceparent(context: grpc.aio.ServicerContext) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent" and isinstance(value, str):
+            return value
+    return ""

@@ -1,0 +1,203 @@
+"""One request's whole truth at the front door: its prompt, its parameters, and every token received so far.
+
+With it a request can be handed to any scheduler again. Tokens become text here, stop strings are found here, and what
+the client has not taken yet is merged here into one pending message, so that a slow client costs memory only for its
+own text. Knows no gRPC stream and no scheduler connection.
+"""
+
+import asyncio
+
+from quire.errors import QuireError
+from quire.sampling_params import SamplingParams
+from quire.v1 import generation_pb2, scheduler_pb2
+from quire_tokenizer.stop_checker import StopChecker
+from quire_tokenizer.text_codec import TextCodec
+
+STOP = generation_pb2.FINISH_REASON_STOP
+LENGTH = generation_pb2.FINISH_REASON_LENGTH
+
+
+class SequenceStream:
+    """One output sequence."""
+
+    def __init__(self, index: int, codec: TextCodec, params: SamplingParams) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.finished = False
+        self._params = params
+        self._detokenizer = codec.detokenizer(skip_special_tokens=params.skip_special_tokens)
+        self._stop = StopChecker(params.stop, include_stop=params.include_stop_str_in_output)
+
+    def add(self, token_id: int, delta: generation_pb2.CompletionDelta) -> bool:
+        """Takes one token into `delta`; True when it completed a stop string."""
+        self.token_ids.append(token_id)
+        delta.token_ids.append(token_id)
+        if not self._params.detokenize:
+            return False
+        piece = self._detokenizer.add(token_id)
+        if piece:
+            delta.text += self._stop.add(piece, may_stop=len(self.token_ids) > self._params.min_tokens)
+        return self._finish_on_stop(delta)
+
+    def finish(self, reason: int, stop_token_id: int | None, delta: generation_pb2.CompletionDelta) -> None:
+        """Ends the sequence; text that was held back comes out, and a stop string in it still wins."""
+        self.finished = True
+        if self._params.detokenize:
+            rest = self._detokenizer.flush()
+            if rest:
+                delta.text += self._stop.add(rest, may_stop=len(self.token_ids) > self._params.min_tokens)
+            if self._finish_on_stop(delta):
+                return
+            delta.text += self._stop.flush()
+        delta.finish_reason = generation_pb2.FinishReason.ValueType(reason)
+        if stop_token_id is not None:
+            delta.stop_token_id = stop_token_id
+
+    def _finish_on_stop(self, delta: generation_pb2.CompletionDelta) -> bool:
+        if self._stop.found is None:
+            return False
+        self.finished = True
+        delta.finish_reason = STOP
+        delta.stop_string = self._stop.found
+        return True
+
+
+class RequestStream:
+    """One request, from its admission to its one terminal event."""
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        tenant: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        priority: int,
+        codec: TextCodec,
+        traceparent: str = "",
+        deadline_ms: int = 0,
+    ) -> None:
+        self.request_id = request_id
+        self.tenant = tenant
+        self._prompt_token_ids = prompt_token_ids
+        self._params = params
+        self._priority = priority
+        self._codec = codec
+        self._traceparent = traceparent
+        self._deadline_ms = deadline_ms
+        self._sequences = [SequenceStream(index, codec, params) for index in range(params.n)]
+        self._num_live = params.n
+        self._num_cached_tokens = 0
+        self._pending: dict[int, generation_pb2.CompletionDelta] = {}
+        self._error: QuireError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more comes."""
+        return self._num_live == 0 or self._error is not None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no token has arrived yet."""
+        return not any(sequence.token_ids for sequence in self._sequences)
+
+    def admission(self, handle: int) -> scheduler_pb2.Admission:
+        """The request as it stands, resumed if it has tokens already."""
+        admission = scheduler_pb2.Admission(
+            handle=handle,
+            request_id=self.request_id,
+            tenant=self.tenant,
+            prompt_token_ids=self._prompt_token_ids,
+            sampling_params=self._params.to_proto(),
+            priority=self._priority,
+            traceparent=self._traceparent,
+            deadline_ms=self._deadline_ms,
+        )
+        del admission.sampling_params.stop[:]
+        if not self.is_fresh:
+            for sequence in self._sequences:
+                if not sequence.finished:
+                    admission.resumed.add(index=sequence.index, token_ids=sequence.token_ids)
+        return admission
+
+    def receive(self, index: int, first: int, token_ids: list[int], logprobs: "list[LogprobEntries]") -> str:
+        """Takes the tokens of one row.
+
+        Returns "" when all is well, "gap" when tokens are missing before them, "stopped" when a stop string ended the
+        sequence, which the scheduler must be told.
+        """
+        sequence = self._sequences[index]
+        num_known = len(sequence.token_ids)
+        if first > num_known:
+            return "gap"
+        if sequence.finished:
+            return ""
+        delta = self._delta(index)
+        for number in range(num_known - first, len(token_ids)):
+            stopped = sequence.add(token_ids[number], delta)
+            if logprobs:
+                self._add_logprobs(delta, logprobs[number])
+            if stopped:
+                self._num_live -= 1
+                self._wake()
+                return "stopped"
+        self._wake()
+        return ""
+
+    def finish(self, index: int, reason: int, stop_token_id: int | None) -> None:
+        """The scheduler ended a sequence."""
+        sequence = self._sequences[index]
+        if not sequence.finished:
+            sequence.finish(reason, stop_token_id, self._delta(index))
+            self._num_live -= 1
+            self._wake()
+
+    def note_cached_tokens(self, num_cached_tokens: int) -> None:
+        """How much of the prompt the prefix cache had."""
+        if self.is_fresh:
+            self._num_cached_tokens = num_cached_tokens
+
+    def fail(self, error: QuireError) -> None:
+        """Ends the request with an error."""
+        if not self.finished:
+            self._error = error
+            self._wake()
+
+    async def next_response(self) -> generation_pb2.GenerateResponse | None:
+        """What is new since the last call; None after the last message. Raises the `QuireError` that ended it."""
+        while not self._pending:
+            if self._error is not None:
+                raise self._error
+            if self._num_live == 0:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        response = generation_pb2.GenerateResponse(request_id=self.request_id, outputs=self._pending.values())
+        self._pending = {}
+        if self._num_live == 0:
+            response.usage.prompt_tokens = len(self._prompt_token_ids)
+            response.usage.completion_tokens = sum(len(sequence.token_ids) for sequence in self._sequences)
+            response.usage.cached_tokens = self._num_cached_tokens
+        return response
+
+    def _delta(self, index: int) -> generation_pb2.CompletionDelta:
+        delta = self._pending.get(index)
+        if delta is None:
+            delta = self._pending[index] = generation_pb2.CompletionDelta(index=index)
+        return delta
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_result(None)
+            self._waiter = None
+
+    def _add_logprobs(self, delta: generation_pb2.CompletionDelta, entries: "LogprobEntries") -> None:
+        token = delta.logprobs.add()
+        for token_id, logprob, rank in entries:
+            token.entries.add(token_id=token_id, logprob=logprob, rank=rank, text=self._codec.token_text(token_id))
+
+
+LogprobEntries = list[tuple[int, float, int]]
+"""(token id, log-probability, rank) per entry of one token."""
