@@ -64,7 +64,12 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _require(self.n >= 1, "n", self.n, "must be at least 1")
         if self.temperature is not None:
-            _require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "must be at least 0 and finite")
+            _require(
+                0 <= self.temperature < float("inf"),
+                "temperature",
+                self.temperature,
+                "must be at least 0 and finite",
+            )
         if self.top_p is not None:
             _require(0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1")
         if self.top_k is not None:
@@ -83,22 +88,40 @@ class SamplingParams:
             )
         _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "must be at least 0")
         if self.logprobs is not None:
-            _require(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"must be from 0 to {MAX_LOGPROBS}")
+            _require(
+                0 <= self.logprobs <= MAX_LOGPROBS,
+                "logprobs",
+                self.logprobs,
+                f"must be from 0 to {MAX_LOGPROBS}",
+            )
         self._check_stops()
 
     def _check_stops(self) -> None:
         _require(
-            len(self.stop) <= MAX_STOP_STRINGS, "stop", f"{len(self.stop)} strings", f"at most {MAX_STOP_STRINGS}"
+            len(self.stop) <= MAX_STOP_STRINGS,
+            "stop",
+            f"{len(self.stop)} strings",
+            f"at most {MAX_STOP_STRINGS}",
         )
         _require(all(self.stop), "stop", "''", "a stop string must not be empty")
-        _require(self.detokenize or not self.stop, "stop", self.stop, "needs detokenize, which finds it in the text")
+        _require(
+            self.detokenize or not self.stop,
+            "stop",
+            self.stop,
+            "needs detokenize, which finds it in the text",
+        )
         _require(
             len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
             "stop_token_ids",
             f"{len(self.stop_token_ids)} ids",
             f"at most {MAX_STOP_TOKEN_IDS}",
         )
-        _require(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "must not be negative")
+        _require(
+            all(i >= 0 for i in self.stop_token_ids),
+            "stop_token_ids",
+            self.stop_token_ids,
+            "must not be negative",
+        )
 
     @classmethod
     def from_proto(cls, message: sampling_pb2.SamplingParams) -> "SamplingParams":
@@ -113,10 +136,18 @@ class SamplingParams:
     def to_proto(self) -> sampling_pb2.SamplingParams:
         """The message of these parameters; unset fields stay unset."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return sampling_pb2.SamplingParams(**{name: value for name, value in values.items() if value is not None})
+        return sampling_pb2.SamplingParams(
+            **{name: value for name, value in values.items() if value is not None}
+        )
 
     def resolve(
-        self, defaults: ModelDefaults, *, prompt_len: int, max_model_len: int, vocab_size: int, drawn_seed: int
+        self,
+        defaults: ModelDefaults,
+        *,
+        prompt_len: int,
+        max_model_len: int,
+        vocab_size: int,
+        drawn_seed: int,
     ) -> "SamplingParams":
         """These parameters with every field set, for a prompt of `prompt_len` tokens.
 
@@ -124,7 +155,9 @@ class SamplingParams:
         Raises `InvalidRequest` for a stop token outside the vocabulary.
         """
         for token in self.stop_token_ids:
-            _require(token < vocab_size, "stop_token_ids", token, f"must be below the vocabulary size {vocab_size}")
+            _require(
+                token < vocab_size, "stop_token_ids", token, f"must be below the vocabulary size {vocab_size}"
+            )
         room = max_model_len - prompt_len
         max_tokens = min(room, self.max_tokens or room)
         return replace(

@@ -77,13 +77,13 @@ class Child:
                 return
             if asyncio.get_running_loop().time() - started > _STEADY_AFTER_S:
                 backoff_s = _FIRST_BACKOFF_S
-            logger.warning("a process ended; it is restarted", extra={"process": self.name, "status": status})
+            logger.warning("a process ended; it is restarted", extra={"child": self.name, "status": status})
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
             try:
                 await self.start()
             except (ConfigError, OSError, ValueError) as error:
-                logger.error("a restart failed", extra={"process": self.name, "why": str(error)})
+                logger.error("a restart failed", extra={"child": self.name, "why": str(error)})
 
     async def stop(self) -> None:
         """Asks the process to finish and end; kills it if it takes too long."""
@@ -95,7 +95,7 @@ class Child:
         try:
             await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
         except TimeoutError:
-            logger.warning("a process did not end in time; it is killed", extra={"process": self.name})
+            logger.warning("a process did not end in time; it is killed", extra={"child": self.name})
             process.kill()
             await process.wait()
 

@@ -47,12 +47,18 @@ async def stream_to_terminal(address: str, text: str, params: SamplingParams, *,
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quire generate", description=__doc__)
     parser.add_argument("text", help="The prompt.")
-    parser.add_argument("--address", default=DEFAULT_ADDRESS, help="A tokenizer service, host:port (default: %(default)s).")
+    parser.add_argument(
+        "--address", default=DEFAULT_ADDRESS, help="A tokenizer service, host:port (default: %(default)s)."
+    )
     parser.add_argument("--model", default="", help="Served model name; needed where several are served.")
-    parser.add_argument("--max-tokens", type=int, default=200, help="Most tokens to generate (default: %(default)s).")
+    parser.add_argument(
+        "--max-tokens", type=int, default=200, help="Most tokens to generate (default: %(default)s)."
+    )
     parser.add_argument("--temperature", type=float, help="0 is greedy (default: the model's).")
     parser.add_argument("--top-p", type=float, help="Nucleus size (default: the model's).")
     parser.add_argument("--top-k", type=int, help="Candidates per token (default: the model's).")
     parser.add_argument("--seed", type=int, help="Seed, for a text that can be had again (default: drawn).")
-    parser.add_argument("--stop", action="append", default=[], help="String that ends the text; may be repeated.")
+    parser.add_argument(
+        "--stop", action="append", default=[], help="String that ends the text; may be repeated."
+    )
     return parser

@@ -133,7 +133,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_flags(parser, WorkerConfig, skip=_WIRING)
     add_flags(parser, SchedulerConfig, skip=_WIRING)
     parser.add_argument(
-        "--tokenizer-replicas", type=int, default=1, help="Tokenizer processes that share the port (default: 1)."
+        "--tokenizer-replicas",
+        type=int,
+        default=1,
+        help="Tokenizer processes that share the port (default: 1).",
     )
     parser.add_argument("--sample", action="store_true", help="Stream one sample generation once ready.")
     for name in NOT_BUILT:
@@ -144,8 +147,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         options.model = options.model_tag
     if options.tokenizer_replicas < 1:
         raise ConfigError(f"--tokenizer-replicas={options.tokenizer_replicas}: must be at least 1")
-    for config_type in (TokenizerConfig, WorkerConfig, SchedulerConfig):  # checks every value before anything starts
-        config_type(**{each.name: getattr(options, each.name) for each in fields(config_type) if each.name not in _WIRING})
+    for config_type in (
+        TokenizerConfig,
+        WorkerConfig,
+        SchedulerConfig,
+    ):  # checks every value before anything starts
+        config_type(
+            **{
+                each.name: getattr(options, each.name)
+                for each in fields(config_type)
+                if each.name not in _WIRING
+            }
+        )
     return options
 
 

@@ -28,7 +28,9 @@ def parse(config_type: type[Config], argv: Sequence[str], program: str) -> Confi
     return config_type(**vars(parser.parse_args(list(argv))))
 
 
-def add_flags(parser: argparse.ArgumentParser, config_type: type[Any], *, skip: frozenset[str] = frozenset()) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, config_type: type[Any], *, skip: frozenset[str] = frozenset()
+) -> None:
     """Adds one flag per field of `config_type`, but for those named in `skip` or already there."""
     hints = typing.get_type_hints(config_type)
     taken = {action.dest for action in parser._actions}  # pyright: ignore[reportPrivateUsage]

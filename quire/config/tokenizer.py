@@ -18,7 +18,9 @@ class TokenizerConfig:
     tokenizer: str | None = setting(None, "Directory or hub id of the tokenizer, if not --model.")
     revision: str | None = setting(None, "Branch, tag or commit of a hub model.")
     download_dir: str | None = setting(None, "Directory for downloaded files.")
-    served_model_name: tuple[str, ...] = setting((), "Names under which the model is served; default: its --model.")
+    served_model_name: tuple[str, ...] = setting(
+        (), "Names under which the model is served; default: its --model."
+    )
     max_message_bytes: int = setting(8 * 1024 * 1024, "Largest request in bytes.")
     max_num_requests: int = setting(4096, "Most live requests; one more is refused with RESOURCE_EXHAUSTED.")
     drain_timeout_ms: int = setting(30_000, "Longest wait for open streams when the process is told to stop.")

@@ -15,19 +15,27 @@ class WorkerConfig:
     grpc_port: int = setting(0, "Port of the WorkerService; 0 takes any free one.")
     group_name: str = setting("", "Worker group to join; default: one of its own.")
     model: str = setting(str(shipped_model_path()), "Model directory or hub id.")
-    served_model_name: tuple[str, ...] = setting((), "Names under which the model is served; default: its --model.")
+    served_model_name: tuple[str, ...] = setting(
+        (), "Names under which the model is served; default: its --model."
+    )
     revision: str | None = setting(None, "Branch, tag or commit of a hub model.")
     download_dir: str | None = setting(None, "Directory for downloaded models.")
     load_format: str = setting("auto", "How weights are obtained.", choices=("auto", "safetensors", "dummy"))
     dtype: str = setting("auto", "Type of weights.", choices=("auto", "float32", "bfloat16", "float16"))
     device: str = setting("auto", "Device to run on.", choices=("auto", "cpu", "cuda"))
-    max_model_len: int | None = setting(None, "Longest context in tokens; default: what the model was made for.")
+    max_model_len: int | None = setting(
+        None, "Longest context in tokens; default: what the model was made for."
+    )
     max_num_seqs: int = setting(256, "Most sequences that run at once.")
-    max_num_batched_tokens: int | None = setting(None, "Most tokens per step; default: 2048, or --max-num-seqs if more.")
+    max_num_batched_tokens: int | None = setting(
+        None, "Most tokens per step; default: 2048, or --max-num-seqs if more."
+    )
     block_size: int = setting(16, "Tokens per KV block.")
     num_gpu_blocks_override: int | None = setting(None, "Number of KV blocks, instead of sizing by memory.")
     gpu_memory_utilization: float = setting(0.9, "Share of the GPU's memory to use.")
-    kv_cache_memory_bytes: int | None = setting(None, "Memory for the KV cache in bytes, instead of sizing by memory.")
+    kv_cache_memory_bytes: int | None = setting(
+        None, "Memory for the KV cache in bytes, instead of sizing by memory."
+    )
     seed: int = setting(0, "Seed of --load-format dummy.")
     num_threads: int | None = setting(None, "Threads of CPU kernels; default: all cores.")
 

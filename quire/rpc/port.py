@@ -19,7 +19,9 @@ def check_port_is_free(host: str, port: int, flag: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             reason = describe_holder(port) if error.errno == 98 else (error.strerror or str(error)).lower()
-            raise ConfigError(f"{flag} {port}: cannot listen on {host}:{port}: {reason}", field=flag) from error
+            raise ConfigError(
+                f"{flag} {port}: cannot listen on {host}:{port}: {reason}", field=flag
+            ) from error
 
 
 def describe_holder(port: int) -> str:
@@ -31,7 +33,7 @@ def describe_holder(port: int) -> str:
     except psutil.AccessDenied:
         return "the port is in use by a process that this user may not see"
     for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port:
             return _describe_process(connection.pid)
     return "no process of this machine is seen listening there; the address may not be one of this machine"
 

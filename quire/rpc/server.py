@@ -1,6 +1,7 @@
 """Building and binding a gRPC server, with health and reflection. Knows no servicer of Quire."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -44,7 +45,9 @@ def bind(server: grpc.aio.Server, host: str, port: int) -> int:
     try:
         bound = server.add_insecure_port(f"{bracketed}:{port}")
     except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {bracketed}:{port}: {describe_holder(port)}", field="port") from error
+        raise ConfigError(
+            f"cannot listen on {bracketed}:{port}: {describe_holder(port)}", field="port"
+        ) from error
     if bound == 0:
         raise ConfigError(f"cannot listen on {bracketed}:{port}: {describe_holder(port)}", field="port")
     return bound
@@ -53,7 +56,7 @@ def bind(server: grpc.aio.Server, host: str, port: int) -> int:
 class HealthReporter:
     """Sets what `grpc.health.v1` answers. An answer of SERVING must mean that work makes progress."""
 
-    def __init__(self, servicer: health.aio.HealthServicer) -> None:
+    def __init__(self, servicer: Any) -> None:
         self._servicer = servicer
 
     async def set(self, service_name: str, serving: bool) -> None:
@@ -65,7 +68,7 @@ class HealthReporter:
 
 def add_health_and_reflection(server: grpc.aio.Server, service_names: Iterable[str]) -> HealthReporter:
     """Adds `grpc.health.v1` and reflection for the fully qualified `service_names`; health starts as unknown."""
-    servicer = health.aio.HealthServicer()
+    servicer = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] — set at import time
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     names = (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)

@@ -27,7 +27,9 @@ def status_of(error: QuireError) -> status_pb2.Status:
         seconds, millis = divmod(error.retry_after_ms, 1000)
         delay = duration_pb2.Duration(seconds=seconds, nanos=millis * 1_000_000)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=error.grpc_code, message=error.message, details=[_packed(d) for d in details])
+    return status_pb2.Status(
+        code=error.grpc_code, message=error.message, details=[_packed(d) for d in details]
+    )
 
 
 async def abort_with(context: grpc.aio.ServicerContext, error: QuireError) -> NoReturn:

@@ -8,6 +8,7 @@ without touching any state. Received buffers are read in place.
 import sys
 from array import array
 from collections.abc import Sequence
+from typing import Literal, cast
 
 from google.protobuf.message import DecodeError
 
@@ -61,7 +62,9 @@ class _Reader:
 
     def __init__(self, header: step_pb2.StepHeader, buffers: Sequence[Buffer]) -> None:
         if len(buffers) != len(header.tensors):
-            raise FrameError(f"header describes {len(header.tensors)} tensors, message carries {len(buffers)}")
+            raise FrameError(
+                f"header describes {len(header.tensors)} tensors, message carries {len(buffers)}"
+            )
         self._columns: dict[str, tuple[str, int, Column]] = {}
         for descriptor, buffer in zip(header.tensors, buffers, strict=True):
             self._columns[descriptor.name] = _checked_column(descriptor, buffer)
@@ -70,10 +73,10 @@ class _Reader:
         return self._take(name, code, width).tolist()
 
     def take_floats(self, name: str, width: int = 1) -> list[float]:
-        return self._take(name, "f", width).tolist()
+        return cast(list[float], self._take(name, "f", width).tolist())
 
     def _take(self, name: str, code: str, width: int) -> Column:
-        found_code, found_width, column = self._columns.pop(name, (code, width, memoryview(b"").cast("B").cast(code)))
+        found_code, found_width, column = self._columns.pop(name, (code, width, _view(memoryview(b""), code)))
         if (found_code, found_width) != (code, width):
             raise FrameError(
                 f"tensor {name!r} has element type {found_code!r} and {found_width} columns, "
@@ -88,7 +91,9 @@ class _Reader:
 
 def encode_plan(plan: StepPlan) -> list[Buffer]:
     """Frames of a plan."""
-    writer = _Writer(_header(step_pb2.STEP_KIND_PLAN, plan.group_id, plan.epoch, plan.step_id, plan.traceparent))
+    writer = _Writer(
+        _header(step_pb2.STEP_KIND_PLAN, plan.group_id, plan.epoch, plan.step_id, plan.traceparent)
+    )
     writer.add("scheduled_slots", "i", plan.scheduled_slots)
     writer.add("scheduled_tokens", "i", plan.scheduled_tokens)
     writer.add("grants", "i", plan.grants, 3)
@@ -187,7 +192,9 @@ def decode_header(frames: Sequence[Buffer]) -> step_pb2.StepHeader:
     except DecodeError as error:
         raise FrameError(f"frame 0 is no step header: {error}") from error
     if header.protocol_version != PROTOCOL_VERSION:
-        raise FrameError(f"protocol version {header.protocol_version}, this process speaks {PROTOCOL_VERSION}")
+        raise FrameError(
+            f"protocol version {header.protocol_version}, this process speaks {PROTOCOL_VERSION}"
+        )
     return header
 
 
@@ -209,12 +216,21 @@ def _checked_column(descriptor: step_pb2.TensorDescriptor, buffer: Buffer) -> tu
     if code is None:
         raise FrameError(f"tensor {descriptor.name!r} has unknown type {descriptor.type}")
     if len(descriptor.shape) not in (1, 2):
-        raise FrameError(f"tensor {descriptor.name!r} has {len(descriptor.shape)} dimensions, at most 2 are allowed")
+        raise FrameError(
+            f"tensor {descriptor.name!r} has {len(descriptor.shape)} dimensions, at most 2 are allowed"
+        )
     num_rows, width = descriptor.shape[0], (descriptor.shape[1] if len(descriptor.shape) == 2 else 1)
     raw = memoryview(buffer)
     if raw.nbytes != num_rows * width * array(code).itemsize:
-        raise FrameError(f"tensor {descriptor.name!r} of shape {list(descriptor.shape)} has {raw.nbytes} bytes")
-    return code, width, raw.cast("B").cast(code)
+        raise FrameError(
+            f"tensor {descriptor.name!r} of shape {list(descriptor.shape)} has {raw.nbytes} bytes"
+        )
+    return code, width, _view(raw, code)
+
+
+def _view(raw: memoryview, code: str) -> Column:
+    """The bytes as elements, in place."""
+    return raw.cast("B").cast(cast(Literal["i"], code))
 
 
 def _add_admissions(writer: _Writer, admissions: Sequence[SlotAdmission]) -> None:
@@ -247,9 +263,19 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
     admissions: list[SlotAdmission] = []
     token_at = stop_at = 0
     for i in range(num_admissions):
-        slot, num_tokens, num_computed, prompt_len, index, top_k, num_logprobs, min_len, max_len, num_stop, _adapter = (
-            ints[i * _ADMISSION_INTS : (i + 1) * _ADMISSION_INTS]
-        )
+        (
+            slot,
+            num_tokens,
+            num_computed,
+            prompt_len,
+            index,
+            top_k,
+            num_logprobs,
+            min_len,
+            max_len,
+            num_stop,
+            _adapter,
+        ) = ints[i * _ADMISSION_INTS : (i + 1) * _ADMISSION_INTS]
         temperature, top_p, min_p = floats[i * _ADMISSION_FLOATS : (i + 1) * _ADMISSION_FLOATS]
         admissions.append(
             SlotAdmission(

@@ -43,7 +43,9 @@ def build_request(
 
 def _check_state(state: scheduler_pb2.ServingState) -> None:
     if state.draining:
-        raise Unavailable("this scheduler is draining; another one may serve the request", retry_after_ms=_RETRY_AFTER_MS)
+        raise Unavailable(
+            "this scheduler is draining; another one may serve the request", retry_after_ms=_RETRY_AFTER_MS
+        )
     if not state.max_model_len:
         raise Unavailable("no worker has registered yet", retry_after_ms=_RETRY_AFTER_MS)
 
@@ -69,11 +71,14 @@ def _check_resumed(
 ) -> None:
     indexes = [index for index, _tokens in resumed]
     if len(set(indexes)) != len(indexes) or any(index >= sampling.n for index in indexes):
-        raise InvalidRequest(f"resumed names indexes {indexes}: they must differ and be below n={sampling.n}", field="resumed")
+        raise InvalidRequest(
+            f"resumed names indexes {indexes}: they must differ and be below n={sampling.n}", field="resumed"
+        )
     for index, tokens in resumed:
         if tokens and max(tokens) >= state.vocab_size:
             raise InvalidRequest(
-                f"resumed[{index}] holds token id {max(tokens)}: ids must be below {state.vocab_size}", field="resumed"
+                f"resumed[{index}] holds token id {max(tokens)}: ids must be below {state.vocab_size}",
+                field="resumed",
             )
 
 
@@ -93,12 +98,22 @@ def _sampling(
     _require(max_tokens >= 1, "max_tokens", max_tokens, "must be at least 1")
     max_tokens = min(max_tokens, room)
     _require(
-        params.min_tokens <= max_tokens, "min_tokens", params.min_tokens, f"must be at most max_tokens={max_tokens}"
+        params.min_tokens <= max_tokens,
+        "min_tokens",
+        params.min_tokens,
+        f"must be at most max_tokens={max_tokens}",
     )
-    _require(params.logprobs <= _MAX_LOGPROBS, "logprobs", params.logprobs, f"must be at most {_MAX_LOGPROBS}")
+    _require(
+        params.logprobs <= _MAX_LOGPROBS, "logprobs", params.logprobs, f"must be at most {_MAX_LOGPROBS}"
+    )
     eos = () if params.ignore_eos else tuple(state.eos_token_ids)
     for token in params.stop_token_ids:
-        _require(token < state.vocab_size, "stop_token_ids", token, f"must be below the vocabulary size {state.vocab_size}")
+        _require(
+            token < state.vocab_size,
+            "stop_token_ids",
+            token,
+            f"must be below the vocabulary size {state.vocab_size}",
+        )
     return Sampling(
         n=n,
         temperature=temperature,
@@ -122,5 +137,6 @@ def _require(condition: bool, field: str, value: object, rule: str) -> None:
 def overloaded(num_requests: int, limit: int) -> QuireError:
     """The answer to one request too many from one peer."""
     return Overloaded(
-        f"{num_requests} requests of this peer are live, at most {limit} are allowed", retry_after_ms=_RETRY_AFTER_MS
+        f"{num_requests} requests of this peer are live, at most {limit} are allowed",
+        retry_after_ms=_RETRY_AFTER_MS,
     )

@@ -4,9 +4,11 @@ Carries frames and knows which routing ids were issued; knows neither plans nor 
 one that cannot be read, is counted, logged now and then, and dropped: nothing else is disturbed.
 """
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from typing import cast
 
 import zmq
 import zmq.asyncio
@@ -51,7 +53,9 @@ class DataPlane:
 
     def issue_routing_id(self) -> bytes:
         """A new, unguessable identity that answers are accepted from."""
-        routing_id = b"w" + secrets.token_bytes(_ROUTING_ID_BYTES - 1)  # ids beginning with a zero byte are ZeroMQ's
+        routing_id = b"w" + secrets.token_bytes(
+            _ROUTING_ID_BYTES - 1
+        )  # ids beginning with a zero byte are ZeroMQ's
         self._members.add(routing_id)
         return routing_id
 
@@ -61,7 +65,9 @@ class DataPlane:
 
     def send(self, routing_id: bytes, frames: Sequence[Buffer]) -> None:
         """Hands frames over without waiting. Raises `WorkerUnreachable`."""
-        sent = self._socket.send_multipart([routing_id, *frames], flags=zmq.NOBLOCK)
+        sent = cast(
+            "asyncio.Future[None]", self._socket.send_multipart([routing_id, *frames], flags=zmq.NOBLOCK)
+        )
         error = sent.exception() if sent.done() else None
         if not sent.done() or error is not None:
             sent.cancel()
@@ -90,10 +96,15 @@ class DataPlane:
         try:
             self._socket.bind(f"tcp://{host}:{port or '*'}")
         except zmq.ZMQError as error:
-            raise ConfigError(f"--data-port {port}: cannot bind {host}:{port}: {error.strerror}", field="data_port") from error
+            raise ConfigError(
+                f"--data-port {port}: cannot bind {host}:{port}: {error.strerror}", field="data_port"
+            ) from error
         return int(self._socket.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
     def _note_dropped(self, why: str) -> None:
         if self.num_dropped_messages % _LOG_EVERY == 0:
-            logger.warning("dropped a message on the data plane", extra={"why": why, "total": self.num_dropped_messages + 1})
+            logger.warning(
+                "dropped a message on the data plane",
+                extra={"why": why, "total": self.num_dropped_messages + 1},
+            )
         self.num_dropped_messages += 1

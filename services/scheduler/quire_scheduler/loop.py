@@ -92,7 +92,9 @@ class EngineLoop:
         """Frames were lost or contradict each other: the group starts over in a new epoch."""
         group.epoch = self.next_epoch()
         group.state = GroupState.JOINING
-        logger.warning("worker group reset", extra={"worker": group.worker_id, "epoch": group.epoch, "why": why})
+        logger.warning(
+            "worker group reset", extra={"worker": group.worker_id, "epoch": group.epoch, "why": why}
+        )
         if self.core.has_group(group.group_id):
             self.core.reset(group.group_id, group.epoch)
         group.send_reset()

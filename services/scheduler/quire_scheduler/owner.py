@@ -1,8 +1,8 @@
 """Those who get events: numbered, and delivered to without ever being waited for."""
 
-from typing import Protocol
+from typing import Protocol, cast
 
-from quire.v1 import scheduler_pb2
+from quire.v1 import generation_pb2, scheduler_pb2
 from quire_scheduler.core import OwnerEvents
 
 
@@ -28,7 +28,7 @@ def token_frame(step_id: int, events: OwnerEvents) -> scheduler_pb2.TokenFrame:
         num_tokens=events.num_tokens,
         token_ids=events.token_ids,
         finished_rows=events.finished_rows,
-        finish_reasons=events.finish_reasons,
+        finish_reasons=cast("list[generation_pb2.FinishReason]", events.finish_reasons),
         stop_token_ids_plus_one=events.stop_token_ids_plus_one,
         cached_handles=events.cached_handles,
         cached_tokens=events.cached_tokens,

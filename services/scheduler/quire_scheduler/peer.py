@@ -43,7 +43,9 @@ class Peer:
         """Takes submissions until the peer's side of the stream ends. Raises `InvalidRequest`."""
         async for message in frames:
             if message.WhichOneof("frame") != "submit":
-                raise InvalidRequest("only the first frame may be a hello, and none may be empty", field="frame")
+                raise InvalidRequest(
+                    "only the first frame may be a hello, and none may be empty", field="frame"
+                )
             self._take(message.submit)
 
     def close(self) -> None:
@@ -67,7 +69,9 @@ class Peer:
             num_live = core.num_requests_of(self.owner_id)
             if num_live >= self._max_num_requests:
                 raise overloaded(num_live, self._max_num_requests)
-            core.add(build_request(admission, self.owner_id, self._registry.serving_state()), self._loop.now())
+            core.add(
+                build_request(admission, self.owner_id, self._registry.serving_state()), self._loop.now()
+            )
         except QuireError as error:
             self._refuse(admission.handle, error.grpc_code, error.message, error.field, error.retry_after_ms)
         except RequestRefused as error:
@@ -78,7 +82,9 @@ class Peer:
 
     def _refuse(self, handle: int, code: int, message: str, field: str, retry_after_ms: int) -> None:
         frame = scheduler_pb2.TokenFrame()
-        frame.errors.add(handle=handle, code=code, message=message, field=field, retry_after_ms=retry_after_ms)
+        frame.errors.add(
+            handle=handle, code=code, message=message, field=field, retry_after_ms=retry_after_ms
+        )
         self.outbox.put(scheduler_pb2.AttachResponse(tokens=frame))
 
     def _set_deadline(self, handle: int, deadline_ms: int) -> None:

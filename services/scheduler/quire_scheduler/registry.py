@@ -77,11 +77,15 @@ class Registry(worker_pb2_grpc.WorkerRegistryServiceServicer):
         """Serves one worker for as long as its stream lives."""
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("message") != "registration":
-            await abort_with(context, InvalidRequest("the first message must be a registration", field="registration"))
+            await abort_with(
+                context, InvalidRequest("the first message must be a registration", field="registration")
+            )
         try:
             group = self._admit(first.registration)
         except QuireError as error:
-            logger.warning("worker refused", extra={"worker": first.registration.worker_id, "why": error.message})
+            logger.warning(
+                "worker refused", extra={"worker": first.registration.worker_id, "why": error.message}
+            )
             await abort_with(context, error)
         reader = asyncio.create_task(self._read(group, request_iterator))
         try:
@@ -113,7 +117,11 @@ class Registry(worker_pb2_grpc.WorkerRegistryServiceServicer):
                 f"world_size={registration.world_size}: tensor parallelism is not built yet, it must be 1",
                 field="world_size",
             )
-        if self._model is not None and self._loop.groups and not _serves_the_same(self._model, registration.model):
+        if (
+            self._model is not None
+            and self._loop.groups
+            and not _serves_the_same(self._model, registration.model)
+        ):
             raise InvalidRequest(
                 f"model={registration.model.model!r}: this scheduler serves {self._model.model!r} with other "
                 "names, context length, vocabulary or end tokens",

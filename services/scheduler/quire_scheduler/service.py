@@ -9,7 +9,14 @@ from dataclasses import asdict
 import grpc
 
 from quire.config import SchedulerConfig
-from quire.errors import InvalidRequest, ModelNotFound, Overloaded, ProtocolMismatch, QuireError, error_for_code
+from quire.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ProtocolMismatch,
+    QuireError,
+    error_for_code,
+)
 from quire.rpc.status import abort_with
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.wire import PROTOCOL_VERSION
@@ -29,7 +36,9 @@ _DRAIN_POLL_S = 0.05
 class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Attach, Generate, Abort, GetStats and Drain."""
 
-    def __init__(self, config: SchedulerConfig, loop: EngineLoop, registry: Registry, scheduler_id: str) -> None:
+    def __init__(
+        self, config: SchedulerConfig, loop: EngineLoop, registry: Registry, scheduler_id: str
+    ) -> None:
         self._config = config
         self._loop = loop
         self._registry = registry
@@ -53,7 +62,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             async for frame in _frames_until(peer, reader):
                 yield frame
         except OutboxFull:
-            await abort_with(context, Overloaded("the peer does not drain its frames: detached", retry_after_ms=100))
+            await abort_with(
+                context, Overloaded("the peer does not drain its frames: detached", retry_after_ms=100)
+            )
         except QuireError as error:
             await abort_with(context, error)
         finally:
@@ -81,7 +92,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             finally:
                 self._loop.remove_owner(owner_id)
         except RequestRefused as error:
-            await abort_with(context, error_for_code(error.code, error.message, error.field, error.retry_after_ms))
+            await abort_with(
+                context, error_for_code(error.code, error.message, error.field, error.retry_after_ms)
+            )
         except QuireError as error:
             await abort_with(context, error)
 
@@ -127,7 +140,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             )
         )
 
-    def _admission_of(self, request: scheduler_pb2.SchedulerServiceGenerateRequest) -> scheduler_pb2.Admission:
+    def _admission_of(
+        self, request: scheduler_pb2.SchedulerServiceGenerateRequest
+    ) -> scheduler_pb2.Admission:
         state = self._registry.serving_state()
         if request.model and request.model not in state.served_model_names:
             raise ModelNotFound(
@@ -135,7 +150,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 field="model",
             )
         if request.sampling_params.stop:
-            raise InvalidRequest("stop: this service knows no text; use stop_token_ids or GenerationService", field="stop")
+            raise InvalidRequest(
+                "stop: this service knows no text; use stop_token_ids or GenerationService", field="stop"
+            )
         admission = scheduler_pb2.Admission(
             handle=HANDLE,
             request_id=request.request_id or secrets.token_hex(16),

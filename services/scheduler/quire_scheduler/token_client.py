@@ -6,6 +6,7 @@ request's own length.
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 from quire.errors import QuireError, error_for_code
 from quire.v1 import generation_pb2, scheduler_pb2
@@ -42,7 +43,7 @@ class TokenClient:
             events.finished_rows, events.finish_reasons, events.stop_token_ids_plus_one, strict=True
         ):
             delta = self._delta(events.indexes[row])
-            delta.finish_reason = generation_pb2.FinishReason.ValueType(int(reason))
+            delta.finish_reason = cast("generation_pb2.FinishReason", reason)
             if stop:
                 delta.stop_token_id = stop - 1
             self._num_live -= 1
@@ -78,7 +79,9 @@ class TokenClient:
         return delta
 
 
-def _add_logprobs(delta: generation_pb2.CompletionDelta, events: OwnerEvents, at: int, num_entries: int) -> None:
+def _add_logprobs(
+    delta: generation_pb2.CompletionDelta, events: OwnerEvents, at: int, num_entries: int
+) -> None:
     token = delta.logprobs.add()
     for entry in range(at, at + num_entries):
         token.entries.add(

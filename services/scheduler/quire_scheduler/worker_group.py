@@ -27,7 +27,9 @@ class WorkerGroup:
     model: worker_pb2.ModelSpec
     capacity: GroupCapacity
     state: GroupState = GroupState.JOINING
-    directives: "asyncio.Queue[worker_pb2.RegisterResponse]" = field(default_factory=lambda: asyncio.Queue(64))
+    directives: "asyncio.Queue[worker_pb2.RegisterResponse]" = field(
+        default_factory=lambda: asyncio.Queue(64)
+    )
     """What its registration stream has to send."""
     last_heard: float = 0.0
     last_progress: float = 0.0
@@ -39,9 +41,7 @@ class WorkerGroup:
         """Tells the worker of its new epoch; older resets that were not sent yet are overtaken by it."""
         while not self.directives.empty():
             self.directives.get_nowait()
-        self.directives.put_nowait(
-            worker_pb2.RegisterResponse(reset=worker_pb2.GroupReset(epoch=self.epoch))
-        )
+        self.directives.put_nowait(worker_pb2.RegisterResponse(reset=worker_pb2.GroupReset(epoch=self.epoch)))
 
     def send_drain(self) -> None:
         """Tells the worker that no further plan will come."""

@@ -38,7 +38,9 @@ async def serve(config: TokenizerConfig) -> None:
     executor = ThreadPoolExecutor(_NUM_ENCODING_THREADS, thread_name_prefix="encode")
     shelf = ModelShelf(config, executor)
     peer_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    links = [SchedulerLink(address, peer_id, lambda link: shelf.learn(link.state)) for address in config.scheduler]
+    links = [
+        SchedulerLink(address, peer_id, lambda link: shelf.learn(link.state)) for address in config.scheduler
+    ]
     router = Router(links)
     engine = GenerationEngine(shelf, router, config.max_num_requests)
     server = build_server(max_message_bytes=config.max_message_bytes, reuse_port=config.reuse_port)

@@ -23,7 +23,9 @@ class ChatTemplate:
     """One compiled template."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
@@ -57,11 +59,14 @@ class ChatTemplate:
                 num_chars += len(piece)
                 if num_chars > MAX_RENDERED_CHARS:
                     raise InvalidRequest(
-                        f"chat: the rendered conversation is longer than {MAX_RENDERED_CHARS} characters", field="chat"
+                        f"chat: the rendered conversation is longer than {MAX_RENDERED_CHARS} characters",
+                        field="chat",
                     )
                 pieces.append(piece)
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            raise InvalidRequest(f"chat.messages: the model's template rejects them: {error}", field="chat.messages") from error
+            raise InvalidRequest(
+                f"chat.messages: the model's template rejects them: {error}", field="chat.messages"
+            ) from error
         text = "".join(pieces)
         return _cut_after_final(text, messages[-1]["content"]) if continue_final_message else text
 
@@ -85,7 +90,9 @@ def load_chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
     if not messages:
-        raise InvalidRequest("chat.messages is empty: a conversation has at least one message", field="chat.messages")
+        raise InvalidRequest(
+            "chat.messages is empty: a conversation has at least one message", field="chat.messages"
+        )
     for number, message in enumerate(messages):
         if not message["role"]:
             field = f"chat.messages[{number}].role"
@@ -97,7 +104,8 @@ def _cut_after_final(text: str, content: str) -> str:
     at = text.rfind(content.strip())
     if at < 0:
         raise InvalidRequest(
-            "chat.continue_final_message: the template changes the last message, so it cannot be continued", field="chat"
+            "chat.continue_final_message: the template changes the last message, so it cannot be continued",
+            field="chat",
         )
     return text[: at + len(content.strip())]
 

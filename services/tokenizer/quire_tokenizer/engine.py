@@ -103,7 +103,7 @@ class GenerationEngine:
                 text = render_chat(model, request.chat)
                 _check_text(text, state.max_model_len, "chat")
                 return await model.encoder.encode(text, add_special_tokens=False)
-            case None:
+            case _:
                 raise InvalidRequest("prompt is missing: set one of text, token_ids and chat", field="prompt")
 
 
@@ -114,7 +114,9 @@ def render_chat(model: Model, chat: tokenizer_pb2.ChatPrompt) -> str:
     continues = chat.continue_final_message
     return model.codec.chat_template.render(
         [{"role": message.role, "content": message.content} for message in chat.messages],
-        add_generation_prompt=chat.add_generation_prompt if chat.HasField("add_generation_prompt") else not continues,
+        add_generation_prompt=chat.add_generation_prompt
+        if chat.HasField("add_generation_prompt")
+        else not continues,
         continue_final_message=continues,
         variables=MessageToDict(chat.chat_template_kwargs) if chat.HasField("chat_template_kwargs") else None,
     )
@@ -124,7 +126,9 @@ def _check_names(request: generation_pb2.GenerateRequest) -> None:
     for field in ("request_id", "tenant"):
         num_bytes = len(getattr(request, field).encode())
         if num_bytes > _MAX_NAME_BYTES:
-            raise InvalidRequest(f"{field} has {num_bytes} bytes; at most {_MAX_NAME_BYTES} are allowed", field=field)
+            raise InvalidRequest(
+                f"{field} has {num_bytes} bytes; at most {_MAX_NAME_BYTES} are allowed", field=field
+            )
 
 
 def _check_text(text: str, max_model_len: int, field: str) -> None:
@@ -133,7 +137,8 @@ def _check_text(text: str, max_model_len: int, field: str) -> None:
     longest = max_model_len * _LONGEST_TOKEN_BYTES
     if len(text) > longest:
         raise InvalidRequest(
-            f"{field} has {len(text)} characters, more than max_model_len={max_model_len} tokens can hold", field=field
+            f"{field} has {len(text)} characters, more than max_model_len={max_model_len} tokens can hold",
+            field=field,
         )
 
 

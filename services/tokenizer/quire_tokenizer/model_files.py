@@ -19,7 +19,9 @@ def tokenizer_directory(model: str, revision: str | None, download_dir: str | No
 
     try:
         return Path(
-            snapshot_download(model, revision=revision, cache_dir=download_dir, allow_patterns=list(_PATTERNS))
+            snapshot_download(
+                model, revision=revision, cache_dir=download_dir, allow_patterns=list(_PATTERNS)
+            )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(

@@ -53,7 +53,9 @@ class ModelShelf:
             self._by_name.update(dict.fromkeys(names, model))
         elif state.model not in self._loading:
             self._loading.add(state.model)
-            task = asyncio.get_running_loop().run_in_executor(self._executor, self._load, state.model, state.revision)
+            task = asyncio.get_running_loop().run_in_executor(
+                self._executor, self._load, state.model, state.revision
+            )
             task.add_done_callback(lambda done: self._shelve(state.model, names, done))
 
     def _load(self, source: str, revision: str) -> TextCodec:
@@ -64,6 +66,8 @@ class ModelShelf:
         try:
             model = self._by_source[source] = Model(done.result(), self._executor)
         except ConfigError as error:
-            logger.error("a scheduler's model has no tokenizer here", extra={"model": source, "why": error.message})
+            logger.error(
+                "a scheduler's model has no tokenizer here", extra={"model": source, "why": error.message}
+            )
             return
         self._by_name.update(dict.fromkeys(names, model))

@@ -78,7 +78,9 @@ class SchedulerLink:
                 error = error_from_rpc(rpc_error)
                 why = error.message
                 if isinstance(error, ProtocolMismatch):
-                    logger.error("the scheduler refuses this process", extra={"scheduler": self.address, "why": why})
+                    logger.error(
+                        "the scheduler refuses this process", extra={"scheduler": self.address, "why": why}
+                    )
             if self.attached:
                 logger.warning("lost the scheduler", extra={"scheduler": self.address, "why": why})
                 backoff_s = _FIRST_BACKOFF_S
@@ -160,7 +162,9 @@ class SchedulerLink:
 
     def _handle_outcome(self, outcome: str, handle: int, index: int, stream: RequestStream) -> None:
         if outcome == "gap":
-            logger.warning("tokens are missing; the request is resumed", extra={"request_id": stream.request_id})
+            logger.warning(
+                "tokens are missing; the request is resumed", extra={"request_id": stream.request_id}
+            )
             self.withdraw(stream)
             self.submit(stream)
         elif stream.finished:

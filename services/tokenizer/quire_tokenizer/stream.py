@@ -6,6 +6,7 @@ own text. Knows no gRPC stream and no scheduler connection.
 """
 
 import asyncio
+from typing import cast
 
 from quire.errors import QuireError
 from quire.sampling_params import SamplingParams
@@ -49,7 +50,7 @@ class SequenceStream:
             if self._finish_on_stop(delta):
                 return
             delta.text += self._stop.flush()
-        delta.finish_reason = generation_pb2.FinishReason.ValueType(reason)
+        delta.finish_reason = cast("generation_pb2.FinishReason", reason)
         if stop_token_id is not None:
             delta.stop_token_id = stop_token_id
 
@@ -196,7 +197,9 @@ class RequestStream:
     def _add_logprobs(self, delta: generation_pb2.CompletionDelta, entries: "LogprobEntries") -> None:
         token = delta.logprobs.add()
         for token_id, logprob, rank in entries:
-            token.entries.add(token_id=token_id, logprob=logprob, rank=rank, text=self._codec.token_text(token_id))
+            token.entries.add(
+                token_id=token_id, logprob=logprob, rank=rank, text=self._codec.token_text(token_id)
+            )
 
 
 LogprobEntries = list[tuple[int, float, int]]

@@ -16,7 +16,10 @@ class TextCodec:
     """A model's tokenizer, chat template and default sampling."""
 
     def __init__(
-        self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None, defaults: ModelDefaults | None = None
+        self,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None = None,
+        defaults: ModelDefaults | None = None,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -41,7 +44,8 @@ class TextCodec:
         largest = max(token_ids, default=0)
         if largest >= self.vocab_size:
             raise InvalidRequest(
-                f"{field} holds token id {largest}: ids must be below the vocabulary size {self.vocab_size}", field=field
+                f"{field} holds token id {largest}: ids must be below the vocabulary size {self.vocab_size}",
+                field=field,
             )
 
     def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:

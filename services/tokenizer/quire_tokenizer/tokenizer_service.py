@@ -28,7 +28,9 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
             token_ids = await model.encoder.encode(request.text, add_special_tokens=adds_special)
         except QuireError as error:
             await abort_with(context, error)
-        return tokenizer_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=self._max_model_len(request.model))
+        return tokenizer_pb2.TokenizeResponse(
+            token_ids=token_ids, max_model_len=self._max_model_len(request.model)
+        )
 
     async def Detokenize(
         self, request: tokenizer_pb2.DetokenizeRequest, context: grpc.aio.ServicerContext

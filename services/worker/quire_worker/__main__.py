@@ -49,7 +49,9 @@ async def serve(config: WorkerConfig, loaded: LoadedModel) -> None:
         ),
         loop,
     )
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(worker_id, loaded, loop, registration), server)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(
+        WorkerService(worker_id, loaded, loop, registration), server
+    )
     await server.start()
     await health.set("", True)
     await health.set("quire.v1.WorkerService", True)

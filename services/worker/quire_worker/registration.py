@@ -44,9 +44,13 @@ class Registration:
             except grpc.aio.AioRpcError as rpc_error:
                 error = error_from_rpc(rpc_error)
                 if isinstance(error, ProtocolMismatch | InvalidRequest):
-                    raise ConfigError(f"the scheduler at {self._scheduler} refused this worker: {error.message}") from error
+                    raise ConfigError(
+                        f"the scheduler at {self._scheduler} refused this worker: {error.message}"
+                    ) from error
                 if self.registered.is_set():
-                    logger.warning("lost the scheduler", extra={"scheduler": self._scheduler, "why": error.message})
+                    logger.warning(
+                        "lost the scheduler", extra={"scheduler": self._scheduler, "why": error.message}
+                    )
                     backoff_s = _FIRST_BACKOFF_S
             self.registered.clear()
             await asyncio.sleep(uniform(backoff_s / 2, backoff_s))

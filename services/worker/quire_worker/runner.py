@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from quire_kernels import SamplingTensors, copy_blocks, sample, token_logprobs
 from torch import Tensor
 
 from quire.wire.plan import NO_LOGPROBS, StepPlan
 from quire.wire.result import StepResult
-from quire_kernels import SamplingTensors, copy_blocks, sample, token_logprobs
 from quire_worker.model.decoder import Decoder, StepInputs
 from quire_worker.slot_table import Advance, Ints, SlotTable
 

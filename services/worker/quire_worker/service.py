@@ -13,7 +13,9 @@ from quire_worker.step_loop import StepLoop
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     """Answers from plain attributes; never waits for a step."""
 
-    def __init__(self, worker_id: str, loaded: LoadedModel, loop: StepLoop, registration: Registration) -> None:
+    def __init__(
+        self, worker_id: str, loaded: LoadedModel, loop: StepLoop, registration: Registration
+    ) -> None:
         self._worker_id = worker_id
         self._loaded = loaded
         self._loop = loop
@@ -24,7 +26,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     ) -> worker_pb2.GetStatusResponse:
         """Load, capacity and progress of this moment."""
         loop = self._loop
-        idle_ms = 0 if loop.last_step_end is None or loop.busy else int(1000 * (monotonic() - loop.last_step_end))
+        idle_ms = (
+            0 if loop.last_step_end is None or loop.busy else int(1000 * (monotonic() - loop.last_step_end))
+        )
         return worker_pb2.GetStatusResponse(
             worker_id=self._worker_id,
             model=self._loaded.spec,

@@ -172,12 +172,18 @@ class SlotTable:
         for number, at in enumerate(range(0, len(plan.forks), 3)):
             parent, child, sequence_index = plan.forks[at : at + 3]
             if self._is_used[self._checked(child)] or parent not in logits_of_slot:
-                raise PlanError(f"fork of slot {parent} into {child}: the child is in use or the parent does not draw")
+                raise PlanError(
+                    f"fork of slot {parent} into {child}: the child is in use or the parent does not draw"
+                )
             self._copy_slot(parent, child, sequence_index)
             draw_slots.append(child)
             logits_index.append(logits_of_slot[parent])
             result_rows.append(len(slots) + number)
-        return np.array(draw_slots, np.int64), np.array(logits_index, np.int64), np.array(result_rows, np.int64)
+        return (
+            np.array(draw_slots, np.int64),
+            np.array(logits_index, np.int64),
+            np.array(result_rows, np.int64),
+        )
 
     def _copy_slot(self, parent: int, child: int, sequence_index: int) -> None:
         for column in (

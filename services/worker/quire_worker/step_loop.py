@@ -163,7 +163,7 @@ class StepLoop:
         self.busy = True
         try:
             result = self._runner.execute(plan)()
-        except Exception as error:  # noqa: BLE001 — whatever went wrong in a step, the scheduler must hear of it
+        except Exception as error:
             logger.exception("a step failed", extra={"step": plan.step_id, "epoch": plan.epoch})
             self._refuse(plan, f"{type(error).__name__}: {error}")
             return

@@ -49,7 +49,7 @@ class Step:
     num_tokens: list[int]
     """Tokens that each row computes; 0 for a forked child, which draws from its parent's logits."""
     named_blocks: list[NamedBlock]
-    releases: list[SlotId]
+    releases: list[int]
 
 
 class Group:
@@ -79,7 +79,7 @@ class Group:
             enable_prefix_caching=self._enable_prefix_caching,
         )
         self.free_slots = [SlotId(slot) for slot in range(self.capacity.max_num_seqs - 1, -1, -1)]
-        self.pending_releases: list[SlotId] = []
+        self.pending_releases: list[int] = []
 
     def enter(self, sequence: Sequence) -> None:
         """Puts a waiting sequence into a free slot and holds the slots of its forks."""
@@ -118,7 +118,7 @@ class Group:
         sequence.num_scheduled = 0
         sequence.num_computed = 0
 
-    def take_releases(self) -> list[SlotId]:
+    def take_releases(self) -> list[int]:
         """Slots that the next plan must empty."""
         releases, self.pending_releases = self.pending_releases, []
         return releases

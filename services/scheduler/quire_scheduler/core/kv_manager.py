@@ -61,7 +61,9 @@ class KVManager:
         """Lets the sequence write its next `num_tokens` positions; False, and no change, if blocks are short."""
         table = sequence.block_table
         start = sequence.num_scheduled
-        shares_tail = start < len(table) * self.block_size and self._is_shared(table[start // self.block_size])
+        shares_tail = start < len(table) * self.block_size and self._is_shared(
+            table[start // self.block_size]
+        )
         num_missing = max(0, self._num_blocks_for(start + num_tokens) - len(table))
         if self.pool.num_available < num_missing + shares_tail:
             return False

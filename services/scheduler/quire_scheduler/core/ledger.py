@@ -84,7 +84,9 @@ class Ledger:
             events.cached_tokens.append(num_cached)
             self.note(MilestoneKind.SCHEDULED, request, num_cached)
 
-    def finish(self, sequence: Sequence, reason: FinishReason, *, row: int | None = None, stop: int = 0) -> None:
+    def finish(
+        self, sequence: Sequence, reason: FinishReason, *, row: int | None = None, stop: int = 0
+    ) -> None:
         """Ends a sequence: its slot and blocks are free at once.
 
         `row` is the row of the owner's columns that brought its last token; without it a row of its own is added.
@@ -92,7 +94,9 @@ class Ledger:
         """
         events = self.events_of(sequence.request.owner)
         if row is None:
-            row = self._add_empty_row(events, sequence.request, sequence.index, len(sequence.output_token_ids))
+            row = self._add_empty_row(
+                events, sequence.request, sequence.index, len(sequence.output_token_ids)
+            )
         self._mark_finished(events, row, reason, stop)
         self._retire(sequence)
         self._drop_index(sequence.request, sequence.index)
@@ -103,7 +107,9 @@ class Ledger:
         self._mark_finished(events, self._add_empty_row(events, request, index, 0), reason, 0)
         self._drop_index(request, index)
 
-    def fail(self, request: Request, code: int, message: str, *, field: str = "", retry_after_ms: int = 0) -> None:
+    def fail(
+        self, request: Request, code: int, message: str, *, field: str = "", retry_after_ms: int = 0
+    ) -> None:
         """Ends a request, all its sequences at once, with an error."""
         self.events_of(request.owner).failures.append(
             RequestFailure(

@@ -241,7 +241,6 @@ class Planner:
         return plan
 
 
-
 def _slot_admission(sequence: Sequence) -> SlotAdmission:
     sampling = sequence.request.sampling
     return SlotAdmission(

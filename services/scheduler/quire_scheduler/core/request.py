@@ -92,7 +92,9 @@ class Request:
     @property
     def num_generated_tokens(self) -> int:
         """Confirmed tokens of all its sequences."""
-        return self.num_ended_tokens + sum(len(sequence.output_token_ids) for sequence in self.live_sequences.values() if sequence)
+        return self.num_ended_tokens + sum(
+            len(sequence.output_token_ids) for sequence in self.live_sequences.values() if sequence
+        )
 
 
 class Sequence:

@@ -219,7 +219,9 @@ class Scheduler:
 
     def _check_admissible(self, request: Request) -> None:
         if not request.prompt_token_ids:
-            raise RequestRefused(_INVALID_ARGUMENT, "prompt is empty: it needs at least one token", field="prompt")
+            raise RequestRefused(
+                _INVALID_ARGUMENT, "prompt is empty: it needs at least one token", field="prompt"
+            )
         if len(self._ledger) >= self._limits.max_num_requests:
             raise RequestRefused(
                 _RESOURCE_EXHAUSTED,
@@ -257,7 +259,9 @@ class Scheduler:
     def _abort_index(self, request: Request, index: int) -> None:
         sequence = request.live_sequences[index]
         if sequence is None:
-            leader = next(s for s in request.live_sequences.values() if s is not None and index in s.fork_indexes)
+            leader = next(
+                s for s in request.live_sequences.values() if s is not None and index in s.fork_indexes
+            )
             _drop_fork(leader, index)
             self._ledger.finish_unforked(request, index, FinishReason.ABORT)
         elif sequence.fork_indexes:

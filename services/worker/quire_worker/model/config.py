@@ -50,7 +50,9 @@ def parse_model_config(raw: Mapping[str, Any]) -> ModelConfig:
     """The decoder that a `config.json` describes. Raises `ConfigError` naming what is not supported."""
     architecture = (raw.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
-        raise ConfigError(f"architectures={architecture}: must be one of {', '.join(ARCHITECTURES)}", field="model")
+        raise ConfigError(
+            f"architectures={architecture}: must be one of {', '.join(ARCHITECTURES)}", field="model"
+        )
     if raw.get("quantization_config"):
         raise ConfigError("quantization_config: quantized weights are not supported yet", field="model")
     if raw.get("hidden_act", "silu") != "silu":

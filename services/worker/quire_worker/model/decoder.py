@@ -7,9 +7,6 @@ values of the whole step are in the cache before any of its queries look there.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn.functional import embedding, linear
-
 from quire_kernels import (
     fused_add_rms_norm,
     paged_attention,
@@ -17,6 +14,9 @@ from quire_kernels import (
     rotary_embedding_and_cache,
     silu_and_mul,
 )
+from torch import Tensor
+from torch.nn.functional import embedding, linear
+
 from quire_worker.model.config import ModelConfig
 from quire_worker.model.weights import LayerWeights, Weights
 

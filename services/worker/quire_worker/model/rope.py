@@ -15,7 +15,9 @@ from torch import Tensor
 from quire.errors import ConfigError
 
 
-def rotary_table(rope: Mapping[str, Any], *, head_dim: int, max_position_embeddings: int, max_model_len: int) -> Tensor:
+def rotary_table(
+    rope: Mapping[str, Any], *, head_dim: int, max_position_embeddings: int, max_model_len: int
+) -> Tensor:
     """Float32 `[max_model_len, head_dim]`: cosines in the first half, sines in the second.
 
     Raises `ConfigError` for a rope type that is not known.
@@ -43,7 +45,9 @@ def _frequencies(
         case "yarn":
             return _yarn(rope, base, head_dim, max_positions)
         case unknown:
-            raise ConfigError(f"rope_type={unknown}: must be default, linear, dynamic, llama3 or yarn", field="model")
+            raise ConfigError(
+                f"rope_type={unknown}: must be default, linear, dynamic, llama3 or yarn", field="model"
+            )
 
 
 def _inverse_frequencies(base: float, head_dim: int) -> Tensor:

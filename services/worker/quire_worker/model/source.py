@@ -10,7 +10,8 @@ from typing import Any
 
 from quire.errors import ConfigError
 
-_FILES = ("*.json", "*.safetensors")
+_CONFIG_FILES: list[str] = ["*.json"]
+_ALL_FILES: list[str] = ["*.json", "*.safetensors"]
 
 
 def model_directory(model: str, revision: str | None, download_dir: str | None, *, weights: bool) -> Path:
@@ -23,7 +24,7 @@ def model_directory(model: str, revision: str | None, download_dir: str | None, 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = list(_FILES if weights else _FILES[:1])
+    patterns = _ALL_FILES if weights else _CONFIG_FILES
     try:
         return Path(
             snapshot_download(model, revision=revision, cache_dir=download_dir, allow_patterns=patterns)
@@ -31,7 +32,8 @@ def model_directory(model: str, revision: str | None, download_dir: str | None, 
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = f" at revision {revision}" if revision else ""
         raise ConfigError(
-            f"--model={model}{where}: neither a directory nor a model that the hub gave: {error}", field="model"
+            f"--model={model}{where}: neither a directory nor a model that the hub gave: {error}",
+            field="model",
         ) from error
 
 

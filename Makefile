@@ -1,0 +1,40 @@
+# Verbs of the project. `make run` and `make test` are all that a newcomer needs.
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := $(wildcard protos/quire/v1/*.proto)
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help run test check protos bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+run:  ## set up, serve the shipped model and stream a sample
+	@$(PYTHON) deploy/bootstrap.py all
+	@$(BIN)/quire serve --sample $(ARGS)
+
+test:  ## set up and run the tests
+	@$(PYTHON) deploy/bootstrap.py test
+	@$(BIN)/python -m pytest $(ARGS)
+
+check:  ## formatting, lint, types, import rules and contracts
+	@$(PYTHON) deploy/bootstrap.py check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against '.git#branch=main'
+	$(BIN)/python deploy/check_generated.py
+
+protos:  ## generate quire/v1 from protos/
+	@$(PYTHON) deploy/bootstrap.py check
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+bench:  ## cost of a scheduler step, streaming rate and CPU serving, as figures
+	@$(PYTHON) deploy/bootstrap.py test
+	@for each in benchmarks/scheduler_step.py benchmarks/stream_rate.py benchmarks/cpu_serving.py; do \
+	  test ! -f $$each || $(BIN)/python $$each; done
+
+clean:  ## remove what was installed and built
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

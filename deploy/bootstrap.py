@@ -1,0 +1,112 @@
+"""Sets up `.venv` for a clone: checks what is missing, says what it will install, then installs it, once.
+
+    python3 deploy/bootstrap.py all      to run          python3 deploy/bootstrap.py test     to run the tests
+
+Standard library only, because nothing is installed yet. A second call with nothing changed returns at once.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+SUPPORTED = ((3, 11), (3, 12))
+EXTRAS = {
+    "all": "the three services (about 1 GB on disk with a CPU build of torch, several with a CUDA build)",
+    "test": "the three services, transformers and the test tools (about 1.5 GB on disk with a CPU build of torch)",
+    "check": "the services, the test tools and the linters (about 2 GB on disk with a CPU build of torch)",
+}
+
+
+def missing_parts(
+    version: tuple[int, int],
+    has_module: Callable[[str], bool],
+    has_program: Callable[[str], bool],
+    has_gpu: bool,
+) -> list[str]:
+    """What this machine lacks, as sentences that say what to do; empty when nothing is."""
+    missing: list[str] = []
+    if version not in SUPPORTED:
+        wanted = " or ".join(f"{major}.{minor}" for major, minor in SUPPORTED)
+        missing.append(
+            f"Python {wanted} is needed, this is {version[0]}.{version[1]}; set PYTHON to one of them"
+        )
+    for module in ("venv", "ensurepip"):
+        if not has_module(module):
+            missing.append(
+                f"the Python module {module} is missing; on Debian and Ubuntu it is in python3-venv"
+            )
+    if has_gpu and not any(map(has_program, ("cc", "gcc", "clang"))):
+        missing.append(
+            "a C compiler is missing, which Triton needs on a GPU; on Debian and Ubuntu it is in gcc"
+        )
+    return missing
+
+
+def stamp_of(extra: str) -> str:
+    """Changes when what has to be installed changes."""
+    digest = hashlib.sha256(extra.encode())
+    for name in ("pyproject.toml", "constraints.txt"):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    """Sets up, or says what is missing."""
+    extra = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if extra not in EXTRAS:
+        sys.exit(f"bootstrap: {extra!r} is none of {', '.join(EXTRAS)}")
+    stamp_file = VENV / f".quire-{extra}"
+    if stamp_file.is_file() and stamp_file.read_text() == stamp_of(extra):
+        return
+    has_gpu = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+    missing = missing_parts(
+        (sys.version_info.major, sys.version_info.minor),
+        lambda module: importlib.util.find_spec(module) is not None,
+        lambda program: shutil.which(program) is not None,
+        has_gpu,
+    )
+    if missing:
+        sys.exit("bootstrap: cannot set up:\n" + "\n".join(f"  * {part}" for part in missing))
+    _install(extra)
+    stamp_file.write_text(stamp_of(extra))
+
+
+def _install(extra: str) -> None:
+    print(f"Setting up {VENV}: {EXTRAS[extra]}. This is done once.", flush=True)
+    if not (VENV / "bin" / "python").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    # torch goes first and alone: where pip finds a CPU build of the pinned version it is taken, and nothing that is
+    # installed later asks for a CUDA build any more.
+    torch_pin = next(
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")
+    )
+    if not _has_torch():
+        print(
+            f"  1/2 {torch_pin} (from PyPI this is a CUDA build; PIP_FIND_LINKS can name a folder with a CPU build)"
+        )
+        _pip("install", torch_pin, "-c", "constraints.txt")
+    print(f"  2/2 quire[{extra}] and what it needs", flush=True)
+    _pip("install", "-c", "constraints.txt", "-e", f".[{extra}]")
+
+
+def _has_torch() -> bool:
+    probe = subprocess.run([VENV / "bin" / "python", "-c", "import torch"], capture_output=True)
+    return probe.returncode == 0
+
+
+def _pip(*arguments: str) -> None:
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    command = [str(VENV / "bin" / "python"), "-m", "pip", *arguments, "--quiet", "--progress-bar", "on"]
+    if subprocess.run(command, cwd=ROOT, env=environment).returncode:
+        sys.exit(f"bootstrap: pip failed; repeat it by hand to see more: {' '.join(command)}")
+
+
+if __name__ == "__main__":
+    main()
