@@ -5,7 +5,6 @@ from collections import Counter
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from quire_scheduler.core import (
     CoreLimits,
     FinishReason,
@@ -16,6 +15,7 @@ from quire_scheduler.core import (
     Scheduler,
     StaleAnswer,
 )
+
 from tests.doubles.simulated_worker import SimulatedWorker, expected_tokens
 
 VOCAB_SIZE = 50
@@ -73,7 +73,9 @@ class CoreMachine(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         seed=st.integers(0, 1000),
     )
-    def add(self, prompt: list[int], max_tokens: int, n: int, min_tokens: int, priority: int, seed: int) -> None:
+    def add(
+        self, prompt: list[int], max_tokens: int, n: int, min_tokens: int, priority: int, seed: int
+    ) -> None:
         n = min(n, self.capacity.max_num_seqs)
         max_tokens = min(max_tokens, self.capacity.max_model_len - len(prompt))
         if max_tokens < 1:
@@ -86,7 +88,11 @@ class CoreMachine(RuleBasedStateMachine):
             prompt_token_ids=prompt,
             priority=priority,
             sampling=Sampling(
-                n=n, seed=seed, max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=STOPS,
+                n=n,
+                seed=seed,
+                max_tokens=max_tokens,
+                min_tokens=min_tokens,
+                stop_token_ids=STOPS,
                 eos_token_ids=frozenset({7}),
             ),
         )
@@ -175,7 +181,9 @@ class CoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "core"):
             return
         stats = self.core.stats()
-        assert stats.num_free_blocks + stats.num_used_blocks + stats.num_cached_blocks == stats.num_total_blocks
+        assert (
+            stats.num_free_blocks + stats.num_used_blocks + stats.num_cached_blocks == stats.num_total_blocks
+        )
         group = self.core._groups[0]
         held = Counter(block for sequence in group.running for block in sequence.block_table)
         for block in range(1, self.capacity.num_blocks + 1):
@@ -196,7 +204,12 @@ class CoreMachine(RuleBasedStateMachine):
             else:
                 assert ends == [1] * request.sampling.n, f"request {handle} ended {ends} times"
         stats = self.core.stats()
-        assert (stats.num_running, stats.num_waiting, stats.num_requests, stats.num_used_blocks) == (0, 0, 0, 0)
+        assert (stats.num_running, stats.num_waiting, stats.num_requests, stats.num_used_blocks) == (
+            0,
+            0,
+            0,
+            0,
+        )
 
     def _run_to_the_end(self) -> None:
         """Every live request ends within the steps that serving them one after another would take."""

@@ -15,7 +15,14 @@ _MASK = (1 << 61) - 1
 
 
 def expected_tokens(
-    prompt: list[int], *, seed: int, index: int, max_tokens: int, stops: frozenset[int], vocab_size: int, min_tokens: int = 0
+    prompt: list[int],
+    *,
+    seed: int,
+    index: int,
+    max_tokens: int,
+    stops: frozenset[int],
+    vocab_size: int,
+    min_tokens: int = 0,
 ) -> list[int]:
     """What any correct schedule generates for a prompt."""
     chain = 0
@@ -24,7 +31,9 @@ def expected_tokens(
     outputs: list[int] = []
     while len(outputs) < max_tokens:
         may_stop = len(outputs) >= min_tokens
-        token = _draw(chain, seed, index, len(prompt) + len(outputs), vocab_size, stops if not may_stop else frozenset())
+        token = _draw(
+            chain, seed, index, len(prompt) + len(outputs), vocab_size, stops if not may_stop else frozenset()
+        )
         outputs.append(token)
         if token in stops:
             break
