@@ -1,0 +1,112 @@
+"""Plans and results survive the wire, and what is no message is refused."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from quire.v1 import step_pb2
+from quire.wire.codec import (
+    FrameError,
+    decode_answer,
+    decode_plan,
+    encode_plan,
+    encode_ready,
+    encode_refusal,
+    encode_result,
+)
+from quire.wire.plan import SlotAdmission, StepPlan
+from quire.wire.result import StepRefusal, StepResult, WorkerReady
+
+INT32 = st.integers(0, 2**31 - 1)
+
+
+def _rows(width: int) -> st.SearchStrategy[list[int]]:
+    rows = st.lists(st.lists(INT32, min_size=width, max_size=width), max_size=4)
+    return rows.map(lambda lists: [value for row in lists for value in row])
+
+
+ADMISSIONS = st.builds(
+    SlotAdmission,
+    slot=INT32,
+    token_ids=st.lists(INT32, max_size=5),
+    num_computed_tokens=INT32,
+    prompt_len=INT32,
+    sequence_index=INT32,
+    temperature=st.floats(0, 2, width=32),
+    top_k=INT32,
+    top_p=st.floats(0, 1, width=32),
+    min_p=st.floats(0, 1, width=32),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    num_logprobs=st.integers(-1, 20),
+    min_len=INT32,
+    max_len=INT32,
+    stop_token_ids=st.lists(INT32, max_size=3).map(tuple),
+)
+PLANS = st.lists(st.tuples(INT32, INT32), max_size=5).flatmap(
+    lambda rows: st.builds(
+        StepPlan,
+        group_id=INT32,
+        epoch=st.integers(0, 2**63),
+        step_id=st.integers(0, 2**63),
+        traceparent=st.text(max_size=10),
+        releases=st.lists(INT32, max_size=3),
+        admissions=st.lists(ADMISSIONS, max_size=3),
+        grants=_rows(3),
+        copies=_rows(5),
+        forks=_rows(3),
+        scheduled_slots=st.just([slot for slot, _ in rows]),
+        scheduled_tokens=st.just([count for _, count in rows]),
+    )
+)
+
+
+@given(PLANS)
+def test_a_plan_survives_the_wire(plan: StepPlan) -> None:
+    assert decode_plan(encode_plan(plan)) == plan
+
+
+@given(st.lists(st.booleans(), max_size=6), st.booleans())
+def test_a_result_survives_the_wire(drawn: list[bool], with_logprobs: bool) -> None:
+    num_tokens = sum(drawn)
+    result = StepResult(
+        group_id=1, epoch=2, step_id=3, num_tokens=[int(d) for d in drawn], token_ids=list(range(num_tokens))
+    )
+    if with_logprobs:
+        result.logprob_lens = [2] * num_tokens
+        result.logprob_ids = [5] * (2 * num_tokens)
+        result.logprob_values = [-0.5] * (2 * num_tokens)
+        result.logprob_ranks = [1] * (2 * num_tokens)
+    assert decode_answer(encode_result(result)) == result
+
+
+def test_refusals_and_readiness_survive_the_wire() -> None:
+    refusal = StepRefusal(group_id=1, epoch=2, step_id=3, error="step 2 is missing")
+    ready = WorkerReady(group_id=1, epoch=2)
+    assert decode_answer(encode_refusal(refusal)) == refusal
+    assert decode_answer(encode_ready(ready)) == ready
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4))
+def test_garbage_is_refused_and_nothing_else_happens(frames: list[bytes]) -> None:
+    for decode in (decode_plan, decode_answer):
+        with pytest.raises(FrameError):
+            decode(frames)
+
+
+def test_another_protocol_version_is_refused_naming_both() -> None:
+    frames = encode_plan(StepPlan(group_id=1, epoch=1, step_id=0, scheduled_slots=[1], scheduled_tokens=[1]))
+    header = step_pb2.StepHeader.FromString(bytes(frames[0]))
+    header.protocol_version = 99
+    with pytest.raises(FrameError, match="protocol version 99, this process speaks 1"):
+        decode_plan([header.SerializeToString(), *frames[1:]])
+
+
+def test_columns_that_do_not_add_up_are_refused() -> None:
+    frames = encode_result(StepResult(group_id=1, epoch=1, step_id=0, num_tokens=[1, 1], token_ids=[4, 5]))
+    with pytest.raises(FrameError, match="carries 1"):
+        decode_answer(frames[:-1])
+    with pytest.raises(FrameError, match="bytes"):
+        decode_answer([*frames[:-1], bytes(frames[-1])[:-4]])
+    lying = encode_result(StepResult(group_id=1, epoch=1, step_id=0, num_tokens=[1, 0], token_ids=[4, 5]))
+    with pytest.raises(FrameError, match="does not add up"):
+        decode_answer(lying)
