@@ -1,0 +1,1 @@
+"""Tests of the worker: models, slots, steps and the loop around them."""
