@@ -8,16 +8,17 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from quire.v1 import worker_pb2
-from quire.wire.codec import decode_answer, decode_plan, encode_plan, encode_result
-from quire.wire.plan import StepPlan
-from quire.wire.result import StepResult
 from quire_scheduler.core import CoreLimits, GroupCapacity, Request, Sampling, Scheduler
 from quire_scheduler.core.event import OwnerEvents
 from quire_scheduler.core.request import FinishReason, OwnerId
 from quire_scheduler.core.stats import CoreStats
 from quire_worker.loading import LoadedModel
 from quire_worker.runner import Runner
+
+from quire.v1 import worker_pb2
+from quire.wire.codec import decode_answer, decode_plan, encode_plan, encode_result
+from quire.wire.plan import StepPlan
+from quire.wire.result import StepResult
 
 _OWNER = OwnerId(1)
 _GROUP = 1

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from quire_scheduler.core import Sampling
 from transformers import PreTrainedModel
 
-from quire_scheduler.core import Sampling
 from tests.worker.driver import Driver, Output
 from tests.worker.tiny_model import MAX_MODEL_LEN, VOCAB_SIZE, fix_dynamic_rope, load_tiny, make_tiny_model
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quire_worker.loading import LoadedModel, load_model
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -19,7 +20,6 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from quire.config import WorkerConfig
-from quire_worker.loading import LoadedModel, load_model
 
 VOCAB_SIZE = 320
 MAX_MODEL_LEN = 768
