@@ -3,7 +3,9 @@
 import importlib.util
 from pathlib import Path
 
-SPEC = importlib.util.spec_from_file_location("bootstrap", Path(__file__).parents[2] / "deploy" / "bootstrap.py")
+SPEC = importlib.util.spec_from_file_location(
+    "bootstrap", Path(__file__).parents[2] / "deploy" / "bootstrap.py"
+)
 assert SPEC is not None and SPEC.loader is not None
 bootstrap = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(bootstrap)

@@ -8,7 +8,9 @@ from quire.errors import ConfigError
 
 
 def test_flags_have_vllms_names() -> None:
-    flags = "--model m --served-model-name a,b --dtype float32 --load-format dummy --revision r --download-dir d "
+    flags = (
+        "--model m --served-model-name a,b --dtype float32 --load-format dummy --revision r --download-dir d "
+    )
     flags += "--max-model-len 64 --max-num-seqs 4 --max-num-batched-tokens 8 --block-size 8 "
     flags += "--num-gpu-blocks-override 9 --seed 3"
     config = parse(WorkerConfig, flags.split(), "worker")

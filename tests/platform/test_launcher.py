@@ -54,7 +54,9 @@ def test_a_bad_parameter_is_refused_by_name(served: tuple[subprocess.Popen[str],
     assert "temperature=-1.0: must be at least 0" in refused.stderr
 
 
-def test_the_scheduler_and_tokenizer_processes_load_no_torch(served: tuple[subprocess.Popen[str], str]) -> None:
+def test_the_scheduler_and_tokenizer_processes_load_no_torch(
+    served: tuple[subprocess.Popen[str], str],
+) -> None:
     children = psutil.Process(served[0].pid).children()
     maps = {child.cmdline()[2]: {m.path for m in child.memory_maps()} for child in children}
     assert sorted(maps) == ["quire_scheduler", "quire_tokenizer", "quire_worker"]
@@ -102,7 +104,9 @@ def test_a_busy_port_names_the_port_and_its_holder() -> None:
     ],
 )
 def test_a_flag_of_a_feature_that_is_not_built_is_refused(flags: list[str]) -> None:
-    refused = subprocess.run([*QUIRE, "serve", *flags], capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(
+        [*QUIRE, "serve", *flags], capture_output=True, text=True, timeout=60, check=False
+    )
     assert refused.returncode == 1
     assert flags[0] in refused.stderr
     assert "not built yet" in refused.stderr

@@ -27,7 +27,9 @@ async def test_an_error_survives_the_wire(row) -> None:
     await server.start()
     async with open_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await generation_pb2_grpc.GenerationServiceStub(channel).ListModels(generation_pb2.ListModelsRequest())
+            await generation_pb2_grpc.GenerationServiceStub(channel).ListModels(
+                generation_pb2.ListModelsRequest()
+            )
     await server.stop(None)
     received = error_from_rpc(caught.value)
     assert caught.value.code().value[0] == row.grpc_code

@@ -34,10 +34,10 @@ class CacheShape:
 
 
 def num_cache_blocks(
-    shape: CacheShape, config: WorkerConfig, max_model_len: int, device: torch.device, weight_bytes: int
+    shape: CacheShape, config: WorkerConfig, max_model_len: int, device: torch.device
 ) -> int:
     """Blocks that can be granted. Raises `ConfigError`, with the figure that would fit, when they cannot do."""
-    available = _available_bytes(config, device, weight_bytes)
+    available = _available_bytes(config, device)
     fitting = max(0, available // shape.block_bytes - 1)
     if config.num_gpu_blocks_override is not None:
         if config.num_gpu_blocks_override > fitting:
@@ -47,6 +47,12 @@ def num_cache_blocks(
                 field="num_gpu_blocks_override",
             )
         num_blocks = config.num_gpu_blocks_override
+    elif config.kv_cache_memory_bytes is not None and config.kv_cache_memory_bytes > available:
+        raise ConfigError(
+            f"--kv-cache-memory-bytes={config.kv_cache_memory_bytes}: only {available:,} bytes of memory are "
+            f"available; at most {available} fit",
+            field="kv_cache_memory_bytes",
+        )
     else:
         num_blocks = min(fitting, _wanted_blocks(shape, config, max_model_len, available, device))
     num_needed = -(-max_model_len // shape.block_size)
@@ -76,7 +82,8 @@ def allocate_cache(shape: CacheShape, num_blocks: int, device: torch.device) -> 
     )
 
 
-def _available_bytes(config: WorkerConfig, device: torch.device, weight_bytes: int) -> int:
+def _available_bytes(config: WorkerConfig, device: torch.device) -> int:
+    """Memory that the cache may take; the weights are loaded already and no longer part of it."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(0, int(free - (1 - config.gpu_memory_utilization) * total))
@@ -86,12 +93,14 @@ def _available_bytes(config: WorkerConfig, device: torch.device, weight_bytes: i
 def _wanted_blocks(
     shape: CacheShape, config: WorkerConfig, max_model_len: int, available: int, device: torch.device
 ) -> int:
-    """By memory, but never more than every slot at its longest could use."""
+    """By memory, but never more than every slot at its longest could use; on a CPU room for one longest at least."""
+    longest_blocks = -(-max_model_len // shape.block_size)
     if config.kv_cache_memory_bytes is not None:
         wanted_bytes = config.kv_cache_memory_bytes
     elif device.type == "cuda":
         wanted_bytes = available
     else:
-        wanted_bytes = min(_CPU_CACHE_LIMIT_BYTES, int(available * _CPU_SHARE_OF_AVAILABLE))
-    most_usable = config.max_num_seqs * -(-max_model_len // shape.block_size)
+        usual = min(_CPU_CACHE_LIMIT_BYTES, int(available * _CPU_SHARE_OF_AVAILABLE))
+        wanted_bytes = max(usual, longest_blocks * shape.block_bytes)
+    most_usable = config.max_num_seqs * longest_blocks
     return min(wanted_bytes // shape.block_bytes, most_usable)

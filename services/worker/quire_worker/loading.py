@@ -50,12 +50,13 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         max_model_len=max_model_len,
     ).to(device)
     shape = CacheShape(model=model, dtype=dtype, block_size=config.block_size)
-    num_blocks = num_cache_blocks(shape, config, max_model_len, device, weights.num_bytes)
+    num_blocks = num_cache_blocks(shape, config, max_model_len, device)
     slots = SlotTable(
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         block_size=config.block_size,
+        vocab_size=model.vocab_size,
     )
     eos = eos_token_ids(read_json(directory / "generation_config.json")) or model.eos_token_ids
     return LoadedModel(

@@ -79,7 +79,9 @@ class Runner:
         if len(too_short):
             logits = logits.clone()  # log-probabilities are of the raw logits
             for row in too_short.tolist():
-                logits[row, list(slots.stop_token_ids[draw_slots[row]])] = float("-inf")
+                # An end-of-sequence token of generation_config.json may lie outside of the vocabulary.
+                stops = [token for token in slots.stop_token_ids[draw_slots[row]] if token < logits.shape[1]]
+                logits[row, stops] = float("-inf")
         params = SamplingTensors(
             temperature=self._to_device(slots.temperature[draw_slots]),
             top_k=self._to_device(slots.top_k[draw_slots]),

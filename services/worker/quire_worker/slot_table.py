@@ -38,8 +38,11 @@ class Advance:
 class SlotTable:
     """Columns over slots. Positions count from the first prompt token."""
 
-    def __init__(self, *, max_num_seqs: int, max_model_len: int, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, *, max_num_seqs: int, max_model_len: int, num_blocks: int, block_size: int, vocab_size: int
+    ) -> None:
         self._num_blocks = num_blocks
+        self._vocab_size = vocab_size
         self._block_size = block_size
         self._max_model_len = max_model_len
         max_blocks = -(-max_model_len // block_size)
@@ -81,10 +84,8 @@ class SlotTable:
             self._grant(grants[at], grants[at + 1], grants[at + 2])
         copies: list[tuple[int, int]] = []
         for at in range(0, len(plan.copies), 5):
-            slot, _kv_group, index, source, destination = plan.copies[at : at + 5]
-            if self.block_tables[self._used(slot), index] != source:
-                raise PlanError(f"copy: slot {slot} does not hold block {source} at {index}")
-            self.block_tables[slot, index] = self._checked_block(destination)
+            slot, kv_group, index, source, destination = plan.copies[at : at + 5]
+            self._copy_block(slot, kv_group, index, source, destination)
             copies.append((source, destination))
         return copies
 
@@ -139,6 +140,11 @@ class SlotTable:
             )
         if not 0 <= admission.num_computed_tokens < num_tokens:
             raise PlanError(f"admission with {admission.num_computed_tokens} of {num_tokens} tokens computed")
+        if min(admission.token_ids) < 0 or max(admission.token_ids) >= self._vocab_size:
+            raise PlanError(
+                f"admission of tokens {min(admission.token_ids)} to {max(admission.token_ids)}: the vocabulary "
+                f"size is {self._vocab_size}"
+            )
         self._is_used[slot] = True
         self._has_ended[slot] = False
         self._token_ids[slot, :num_tokens] = admission.token_ids
@@ -158,10 +164,20 @@ class SlotTable:
 
     def _grant(self, slot: int, kv_group: int, block: int) -> None:
         num_blocks = self._num_table_blocks[self._used(slot)]
-        if kv_group != 0 or num_blocks >= self.block_tables.shape[1]:
-            raise PlanError(f"grant of block {block} to slot {slot}, KV group {kv_group}: its table is full")
+        self._check_kv_group(kv_group)
+        if num_blocks >= self.block_tables.shape[1]:
+            raise PlanError(
+                f"grant of block {block} to slot {slot}: its table of {num_blocks} blocks is full"
+            )
         self.block_tables[slot, num_blocks] = self._checked_block(block)
         self._num_table_blocks[slot] = num_blocks + 1
+
+    def _copy_block(self, slot: int, kv_group: int, index: int, source: int, destination: int) -> None:
+        self._check_kv_group(kv_group)
+        num_blocks = self._num_table_blocks[self._used(slot)]
+        if not 0 <= index < num_blocks or self.block_tables[slot, index] != source:
+            raise PlanError(f"copy: slot {slot} does not hold block {source} at {index}")
+        self.block_tables[slot, index] = self._checked_block(destination)
 
     def _fork(self, plan: StepPlan, slots: Ints, drawing_rows: Ints) -> tuple[Ints, Ints, Ints]:
         """Copies parents into children; returns who draws, from which logits, into which result row."""
@@ -208,6 +224,10 @@ class SlotTable:
         )
         if over.any():
             raise PlanError(f"slot {slots[over][0]} is scheduled past the tokens or blocks it has")
+
+    def _check_kv_group(self, kv_group: int) -> None:
+        if kv_group != 0:
+            raise PlanError(f"KV group {kv_group}: this worker has one, 0")
 
     def _checked(self, slot: int) -> int:
         if not 0 <= slot < len(self._is_used):

@@ -8,6 +8,16 @@ from quire.errors import ConfigError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+"""What has no default in `config.json`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -57,8 +67,10 @@ def parse_model_config(raw: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError("quantization_config: quantized weights are not supported yet", field="model")
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"hidden_act={raw['hidden_act']}: must be silu", field="model")
+    missing = [name for name in _REQUIRED if raw.get(name) is None]
+    if missing:
+        raise ConfigError(f"config.json does not say {', '.join(missing)}", field="model")
     num_heads = raw["num_attention_heads"]
-    is_qwen = architecture.startswith("Qwen")
     attention_bias = bool(raw.get("attention_bias", False))
     return ModelConfig(
         architecture=architecture,
@@ -68,19 +80,26 @@ def parse_model_config(raw: Mapping[str, Any]) -> ModelConfig:
         num_hidden_layers=raw["num_hidden_layers"],
         num_attention_heads=num_heads,
         num_key_value_heads=raw.get("num_key_value_heads") or num_heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // num_heads,
-        rms_norm_eps=raw["rms_norm_eps"],
+        head_dim=raw.get("head_dim") or _head_dim(raw, architecture),
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
         max_position_embeddings=raw["max_position_embeddings"],
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         qkv_bias=architecture == "Qwen2ForCausalLM" or attention_bias,
         o_bias=attention_bias and architecture != "Qwen2ForCausalLM",
-        mlp_bias=bool(raw.get("mlp_bias", False)) and not is_qwen,
+        mlp_bias=bool(raw.get("mlp_bias", False)) and architecture == "LlamaForCausalLM",
         qk_norm=architecture == "Qwen3ForCausalLM",
         rope=_rope_of(raw),
         sliding_windows=_sliding_windows(raw, architecture),
         eos_token_ids=eos_token_ids(raw),
         dtype=raw.get("dtype") or raw.get("torch_dtype"),
     )
+
+
+def _head_dim(raw: Mapping[str, Any], architecture: str) -> int:
+    """Of a file that does not say: Qwen3's is 128 whatever the hidden size."""
+    if architecture == "Qwen3ForCausalLM":
+        return 128
+    return raw["hidden_size"] // raw["num_attention_heads"]
 
 
 def eos_token_ids(raw: Mapping[str, Any]) -> tuple[int, ...]:

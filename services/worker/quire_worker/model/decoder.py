@@ -57,13 +57,15 @@ class Decoder:
         for index, layer in enumerate(weights.layers):
             window = self._config.sliding_windows[index]
             attended = self._attention(layer, hidden, inputs, kv_cache[index], window)
+            is_last = index + 1 == len(weights.layers)
+            if is_last:  # the cache is complete: only rows that draw go on
+                attended, residual = attended[inputs.draw_rows], residual[inputs.draw_rows]
+                if len(attended) == 0:
+                    return attended.new_empty((0, self._config.vocab_size), dtype=torch.float32)
             hidden, residual = fused_add_rms_norm(attended, residual, layer.post_norm, eps)
             hidden = linear(
                 silu_and_mul(linear(hidden, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias
             )
-            is_last = index + 1 == len(weights.layers)
-            if is_last:
-                hidden, residual = hidden[inputs.draw_rows], residual[inputs.draw_rows]
             norm = weights.norm if is_last else weights.layers[index + 1].input_norm
             hidden, residual = fused_add_rms_norm(hidden, residual, norm, eps)
         return linear(hidden, weights.lm_head).float()

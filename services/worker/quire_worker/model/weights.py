@@ -7,9 +7,10 @@ products. Linear weights are `[out, in]`, as torch has them.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quire.errors import ConfigError
@@ -61,10 +62,10 @@ def load_weights(config: ModelConfig, directory: Path, dtype: torch.dtype, devic
     if not files:
         raise ConfigError(f"--model: {directory} has no *.safetensors file", field="model")
     file_of_name: dict[str, Path] = {}
+    handles: dict[Path, Any] = {}
     for file in files:
-        with safe_open(file, framework="pt") as handle:
-            file_of_name.update(dict.fromkeys(handle.keys(), file))
-    handles = {file: safe_open(file, framework="pt") for file in files}
+        handles[file] = _open(file)
+        file_of_name.update(dict.fromkeys(handles[file].keys(), file))
 
     def read(name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in file_of_name:
@@ -78,6 +79,13 @@ def load_weights(config: ModelConfig, directory: Path, dtype: torch.dtype, devic
         return tensor.to(device=device, dtype=dtype)
 
     return _assemble(config, read)
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"--model: {file} is no safetensors file: {error}", field="model") from error
 
 
 def dummy_weights(config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Weights:

@@ -1,0 +1,126 @@
+"""The scheduler core and a worker's runner in one process, over the real wire form: no socket, no clock.
+
+Drives any object with `execute(plan)`; used by tests and by benchmarks of the worker alone.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from quire_scheduler.core import (
+    CoreLimits,
+    FinishReason,
+    GroupCapacity,
+    OwnerId,
+    Request,
+    Sampling,
+    Scheduler,
+)
+
+from quire.wire.codec import decode_answer, decode_plan, encode_plan, encode_result
+from quire.wire.plan import StepPlan
+from quire.wire.result import StepResult
+
+OWNER = OwnerId(1)
+GROUP = 0
+
+
+@dataclass
+class Output:
+    """What one sequence brought."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[list[tuple[int, float, int]]] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+class InProcessEngine:
+    """Runs requests to their end."""
+
+    def __init__(
+        self,
+        execute: Callable[[StepPlan], StepResult],
+        capacity: GroupCapacity,
+        *,
+        pipeline_depth: int = 2,
+        caching: bool = True,
+    ) -> None:
+        self.core = Scheduler(
+            CoreLimits(pipeline_depth=pipeline_depth, enable_prefix_caching=caching, max_num_requests=100_000)
+        )
+        self.core.add_group(GROUP, 1, capacity)
+        self._execute = execute
+        self._depth = pipeline_depth
+        self._sent: deque[list[bytes | bytearray | memoryview]] = deque()
+        self._num_requests = 0
+        self.outputs: dict[tuple[int, int], Output] = {}
+
+    def add(self, prompt_token_ids: list[int], sampling: Sampling) -> int:
+        """Adds a request; returns its handle."""
+        self._num_requests += 1
+        handle = self._num_requests
+        self.core.add(
+            Request(
+                owner=OWNER,
+                handle=handle,
+                request_id=str(handle),
+                prompt_token_ids=prompt_token_ids,
+                sampling=sampling,
+            )
+        )
+        for index in range(sampling.n):
+            self.outputs[handle, index] = Output()
+        return handle
+
+    def step(self) -> bool:
+        """Fills the pipeline and answers its oldest step; False when nothing is left to do."""
+        while (plan := self.core.schedule(GROUP)) is not None:
+            self._sent.append(encode_plan(plan))
+        if not self._sent:
+            return False
+        result = self._execute(decode_plan(self._sent.popleft()))
+        answer = decode_answer(encode_result(result))
+        assert isinstance(answer, StepResult)
+        self.core.apply(answer)
+        self._collect()
+        return True
+
+    def run(self) -> dict[tuple[int, int], Output]:
+        """Runs until every request has ended."""
+        while self.step():
+            pass
+        assert self.core.stats().num_requests == 0
+        return self.outputs
+
+    def _collect(self) -> None:
+        for events in self.core.drain_events().values():
+            assert not events.failures, events.failures
+            entries = events.entries_per_token() or [0] * len(events.handles)
+            at = entry_at = 0
+            for handle, index, first, count, num_entries in zip(
+                events.handles,
+                events.indexes,
+                events.first_token_indexes,
+                events.num_tokens,
+                entries,
+                strict=True,
+            ):
+                output = self.outputs[handle, index]
+                assert first == len(output.token_ids)
+                output.token_ids += events.token_ids[at : at + count]
+                at += count
+                for _ in range(count if num_entries else 0):
+                    stop = entry_at + num_entries
+                    output.logprobs.append(
+                        list(
+                            zip(
+                                events.logprob_ids[entry_at:stop],
+                                events.logprob_values[entry_at:stop],
+                                events.logprob_ranks[entry_at:stop],
+                                strict=True,
+                            )
+                        )
+                    )
+                    entry_at = stop
+            for row, reason in zip(events.finished_rows, events.finish_reasons, strict=True):
+                self.outputs[events.handles[row], events.indexes[row]].finish_reason = reason
