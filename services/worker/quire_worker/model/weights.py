@@ -4,7 +4,7 @@ Projections that read the same input are fused on loading (q, k, v; gate, up), s
 products. Linear weights are `[out, in]`, as torch has them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,6 @@ class Weights:
     layers: tuple[LayerWeights, ...]
     norm: Tensor  # [hidden]
     lm_head: Tensor  # [vocab, hidden]; the embedding itself where they are tied
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the weights take; tied ones count once."""
-        unique = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors_of(self)}
-        return sum(unique.values())
 
 
 def load_weights(config: ModelConfig, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -138,9 +132,3 @@ def _layer(config: ModelConfig, source: Source, prefix: str) -> LayerWeights:
         down=source(mlp + "down_proj.weight", (hidden, inner)),
         down_bias=source(mlp + "down_proj.bias", (hidden,)) if config.mlp_bias else None,
     )
-
-
-def _tensors_of(weights: Weights) -> Iterator[Tensor]:
-    yield from (weights.embedding, weights.norm, weights.lm_head)
-    for layer in weights.layers:
-        yield from (value for name in layer.__slots__ if (value := getattr(layer, name)) is not None)
