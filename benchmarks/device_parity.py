@@ -17,10 +17,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / each) for each in (".", "services/scheduler", "services/worker", "kernels")]
 
-from quire.assets import shipped_model_path  # noqa: E402
-from quire.config import WorkerConfig  # noqa: E402
 from quire_scheduler.core import GroupCapacity, Sampling  # noqa: E402
 from quire_worker.loading import LoadedModel, load_model  # noqa: E402
+
+from quire.assets import shipped_model_path  # noqa: E402
+from quire.config import WorkerConfig  # noqa: E402
 from tests.doubles.in_process_engine import InProcessEngine  # noqa: E402
 
 QWEN3_0_6B = {
@@ -60,7 +61,11 @@ def engine_of(loaded: LoadedModel) -> InProcessEngine:
 def shipped_model_tokens(device: str) -> dict[tuple[int, int], list[int]]:
     """Greedy and seeded texts of 16 prompts, in float32."""
     config = WorkerConfig(
-        model=str(shipped_model_path()), device=device, dtype="float32", max_num_seqs=16, kv_cache_memory_bytes=2**28
+        model=str(shipped_model_path()),
+        device=device,
+        dtype="float32",
+        max_num_seqs=16,
+        kv_cache_memory_bytes=2**28,
     )
     engine = engine_of(load_model(config))
     for number in range(16):
