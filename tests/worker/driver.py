@@ -87,6 +87,8 @@ class Driver:
     ) -> int:
         """Adds a request; returns its handle."""
         self._handles += 1
+        for index, tokens in resumed:
+            self._outputs[self._handles, index] = Output(list(tokens))
         self._core.add(
             Request(
                 owner=_OWNER,
