@@ -1,0 +1,143 @@
+"""A worker process's outside around a simulated inside: registers over gRPC, answers plans over ZeroMQ, no torch.
+
+Its tokens are those of `expected_tokens`. `fate` decides what happens to each plan received and each answer sent, so
+that tests can lose or double frames on either side. Knows no scheduler beyond the two protocols.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import zmq
+import zmq.asyncio
+
+from quire.rpc.channel import open_channel
+from quire.v1 import worker_pb2, worker_pb2_grpc
+from quire.wire import PROTOCOL_VERSION
+from quire.wire.codec import Buffer, decode_plan, encode_ready, encode_refusal, encode_result
+from quire.wire.plan import StepPlan
+from quire.wire.result import StepRefusal, WorkerReady
+from tests.doubles.simulated_worker import SimulatedWorker
+
+VOCAB_SIZE = 1000
+MAX_MODEL_LEN = 512
+BLOCK_SIZE = 16
+
+Fate = Callable[[str], int]
+"""How many copies of the next "plan" or "answer" arrive: 1 normally, 0 loses it, 2 doubles it."""
+
+
+def delivered_once(_side: str) -> int:
+    """The fate of frames on a network that loses nothing."""
+    return 1
+
+
+class EchoWorker:
+    """Serves until cancelled."""
+
+    def __init__(
+        self,
+        scheduler: str,
+        *,
+        num_blocks: int = 2048,
+        max_num_seqs: int = 64,
+        protocol_version: int = PROTOCOL_VERSION,
+        fate: Fate = delivered_once,
+    ) -> None:
+        self._scheduler = scheduler
+        self._capacity = worker_pb2.WorkerCapacity(
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=2048,
+        )
+        self._protocol_version = protocol_version
+        self._fate = fate
+        self._worker = SimulatedWorker(
+            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_num_seqs=max_num_seqs, vocab_size=VOCAB_SIZE
+        )
+        self._next_step_id = 0
+        self._epoch = 0
+        self._group_id = 0
+        self.silent = False
+        """When set, no heartbeat and no answer leaves any more."""
+        self.plan_frames: list[tuple[StepPlan, int]] = []
+        """Every plan executed, with the number of bytes of its frames after the header."""
+
+    async def run(self) -> None:
+        """Registers, then answers plans. Raises `grpc.aio.AioRpcError` when the scheduler refuses."""
+        context = zmq.asyncio.Context()
+        async with open_channel(self._scheduler) as channel:
+            call = worker_pb2_grpc.WorkerRegistryServiceStub(channel).Register(self._upwards())
+            tasks: list[asyncio.Task[None]] = []
+            socket = context.socket(zmq.DEALER)
+            socket.set(zmq.LINGER, 0)
+            try:
+                async for message in call:
+                    kind = message.WhichOneof("message")
+                    if kind == "assignment":
+                        self._group_id = message.assignment.group_id
+                        socket.set(zmq.IDENTITY, message.assignment.routing_id)
+                        socket.connect(message.assignment.data_endpoint)
+                        await self._begin(socket, message.assignment.epoch)
+                        tasks.append(asyncio.create_task(self._answer(socket)))
+                    elif kind == "reset":
+                        await self._begin(socket, message.reset.epoch)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+                socket.close(linger=0)
+                context.term()
+
+    async def _upwards(self) -> AsyncIterator[worker_pb2.RegisterRequest]:
+        model = worker_pb2.ModelSpec(
+            model="echo", served_model_names=["echo"], max_model_len=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE
+        )
+        yield worker_pb2.RegisterRequest(
+            registration=worker_pb2.WorkerRegistration(
+                protocol_version=self._protocol_version,
+                worker_id=f"echo-{id(self):x}",
+                group_name="echo",
+                world_size=1,
+                model=model,
+                capacity=self._capacity,
+            )
+        )
+        while True:
+            await asyncio.sleep(0.05)
+            if not self.silent:
+                yield worker_pb2.RegisterRequest(heartbeat=worker_pb2.WorkerHeartbeat(epoch=self._epoch))
+
+    async def _begin(self, socket: "zmq.asyncio.Socket", epoch: int) -> None:
+        self._worker.drop_slots()
+        self._epoch, self._next_step_id = epoch, 0
+        await socket.send_multipart(encode_ready(WorkerReady(group_id=self._group_id, epoch=epoch)))
+
+    async def _answer(self, socket: "zmq.asyncio.Socket") -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            if self.silent:
+                continue
+            for _ in range(self._fate("plan")):
+                answer = self._execute(frames)
+                for _ in range(self._fate("answer") if answer else 0):
+                    await socket.send_multipart(answer)
+
+    def _execute(self, frames: Sequence[Buffer]) -> list[Buffer]:
+        plan = decode_plan(frames)
+        if plan.epoch != self._epoch or plan.step_id < self._next_step_id:
+            return []
+        if plan.step_id > self._next_step_id:
+            return encode_refusal(
+                StepRefusal(
+                    group_id=plan.group_id,
+                    epoch=plan.epoch,
+                    step_id=plan.step_id,
+                    error=f"step {plan.step_id} where {self._next_step_id} was due",
+                )
+            )
+        self._next_step_id += 1
+        self.plan_frames.append((plan, sum(len(frame) for frame in frames[1:])))
+        return encode_result(self._worker.execute(plan))
