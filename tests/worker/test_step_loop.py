@@ -8,6 +8,7 @@ import pytest
 import zmq
 from quire_worker.step_loop import Assign, Reset, StepLoop
 
+from quire.errors import EngineError
 from quire.v1 import step_pb2
 from quire.wire.codec import decode_answer, encode_plan
 from quire.wire.plan import NO_LOGPROBS, SlotAdmission, StepPlan
@@ -149,3 +150,9 @@ def test_contradicting_plan_is_refused_with_its_reason(peer: Peer) -> None:
 
 def test_reset_empties_the_slots(peer: Peer) -> None:
     assert _undisturbed(peer) == _undisturbed(peer)
+
+
+def test_loop_that_dies_says_so(peer: Peer) -> None:
+    peer.loop.send(Assign("no endpoint", b"worker", _GROUP, _EPOCH))
+    with pytest.raises(EngineError, match="the step loop has ended"):
+        peer.loop.wait()

@@ -59,7 +59,12 @@ async def serve(config: WorkerConfig, loaded: LoadedModel) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    duties = [asyncio.create_task(registration.run()), asyncio.create_task(stop.wait())]
+    # A worker whose step loop is gone must not go on saying that it lives.
+    duties = [
+        asyncio.create_task(registration.run()),
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(asyncio.to_thread(loop.wait)),
+    ]
     print("READY", json.dumps({"service": "worker", "grpc": f"{config.host}:{port}"}), flush=True)
     done, pending = await asyncio.wait(duties, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:

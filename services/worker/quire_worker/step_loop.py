@@ -12,6 +12,7 @@ from time import monotonic
 
 import zmq
 
+from quire.errors import EngineError
 from quire.rpc import MAX_MESSAGE_BYTES
 from quire.wire.codec import FrameError, decode_plan, encode_ready, encode_refusal, encode_result
 from quire.wire.plan import StepPlan
@@ -65,6 +66,7 @@ class StepLoop:
         self._group_id = 0
         self._next_step_id = 0
         self._is_broken = False
+        self._was_stopped = False
         self.epoch = 0
         self.last_step_id = 0
         self.num_steps = 0
@@ -81,10 +83,17 @@ class StepLoop:
         self._commands.put_nowait(command)
         self._bell.send(b"", zmq.NOBLOCK)
 
+    def wait(self) -> None:
+        """Blocks until the thread has ended. Raises `EngineError` when nobody told it to."""
+        self._thread.join()
+        if not self._was_stopped:
+            raise EngineError("the step loop has ended: see the log for its error")
+
     def stop(self) -> None:
         """Ends the thread after the step that it executes."""
-        self.send(Stop())
-        self._thread.join()
+        if self._thread.is_alive():
+            self.send(Stop())
+            self._thread.join()
         self._bell.close(linger=0)
         self._context.term()
 
@@ -102,6 +111,8 @@ class StepLoop:
                         return
                 elif self._socket is not None and self._socket in ready:
                     self._receive(self._socket)
+        except Exception:
+            logger.exception("the step loop failed")
         finally:
             if self._socket is not None:
                 self._socket.close(linger=1000)
@@ -115,6 +126,7 @@ class StepLoop:
             case Reset():
                 self._begin_epoch(command.epoch)
             case Stop():
+                self._was_stopped = True
                 return False
         return True
 
