@@ -18,6 +18,8 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     # Internal traffic never goes through a proxy, whatever the environment says.
     ("grpc.enable_http_proxy", 0),
+    # Each channel has its own connection and its own reconnect backoff.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -36,8 +38,6 @@ def open_channel(address: str) -> grpc.aio.Channel:
     options = list(_OPTIONS)
     if _checked_target(address).startswith("dns:"):
         options.append(("grpc.service_config", _SERVICE_CONFIG))
-    # A process that opens two channels to one peer means two connections.
-    options.append(("grpc.use_local_subchannel_pool", 1))
     return grpc.aio.insecure_channel(address, options=options)
 
 

@@ -1,1 +1,1 @@
-"""Seeing inside: traces and logs, the same way in every process. Nothing leaves a process unless configured."""
+"""What a process tells about itself: traces and logs. Nothing leaves the machine unless the environment asks."""
