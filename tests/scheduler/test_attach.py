@@ -1,0 +1,120 @@
+"""The columnar link: welcome, resumed requests, deadlines, refusals as rows, and another protocol version."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from quire.v1 import sampling_pb2, scheduler_pb2
+from quire.wire import PROTOCOL_VERSION
+from tests.doubles.echo_worker import EchoWorker
+from tests.scheduler.stack import Stack, running_stack, truth
+
+
+class _Link:
+    """One attached peer."""
+
+    def __init__(self, stack: Stack, protocol_version: int = PROTOCOL_VERSION) -> None:
+        hello = scheduler_pb2.AttachHello(protocol_version=protocol_version, peer_id="test")
+        self._upwards: asyncio.Queue[scheduler_pb2.AttachRequest] = asyncio.Queue(8)
+        self._upwards.put_nowait(scheduler_pb2.AttachRequest(hello=hello))
+        self.call = stack.stub.Attach(self._requests())
+
+    def submit(self, admission: scheduler_pb2.Admission) -> None:
+        submit = scheduler_pb2.SubmitFrame(admissions=[admission])
+        self._upwards.put_nowait(scheduler_pb2.AttachRequest(submit=submit))
+
+    async def frames_until_end(self) -> list[scheduler_pb2.TokenFrame]:
+        """Token frames up to the first that ends a sequence or fails a request."""
+        frames: list[scheduler_pb2.TokenFrame] = []
+        async for message in self.call:
+            if message.WhichOneof("frame") == "tokens":
+                frames.append(message.tokens)
+                if message.tokens.finished_rows or message.tokens.errors:
+                    return frames
+        raise AssertionError("the stream ended first")
+
+    async def _requests(self) -> AsyncIterator[scheduler_pb2.AttachRequest]:
+        while True:
+            yield await self._upwards.get()
+
+
+def _admission(prompt: list[int], max_tokens: int) -> scheduler_pb2.Admission:
+    return scheduler_pb2.Admission(
+        handle=9,
+        request_id="one",
+        prompt_token_ids=prompt,
+        sampling_params=sampling_pb2.SamplingParams(n=1, seed=7, max_tokens=max_tokens),
+    )
+
+
+async def test_resumed_request_goes_on_where_it_was() -> None:
+    prompt, all_tokens = [4, 5, 6], truth([4, 5, 6], 60)
+    async with running_stack() as stack:
+        stack.start(EchoWorker(stack.grpc))
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 1)
+        link = _Link(stack)
+        admission = _admission(prompt, 60)
+        admission.resumed.add(index=0, token_ids=all_tokens[:25])
+        link.submit(admission)
+        frames = await asyncio.wait_for(link.frames_until_end(), 20)
+        link.call.cancel()
+    at, tokens = 25, []
+    for frame in frames:
+        assert not frame.errors
+        for first, count in zip(frame.first_token_indexes, frame.num_tokens, strict=True):
+            assert first == at
+            at += count
+        tokens += frame.token_ids
+    assert tokens == all_tokens[25:]
+
+
+async def test_refusal_is_a_row_and_the_stream_lives_on() -> None:
+    async with running_stack() as stack:
+        stack.start(EchoWorker(stack.grpc))
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 1)
+        link = _Link(stack)
+        link.submit(_admission([1000], 5))
+        (refusal,) = (await asyncio.wait_for(link.frames_until_end(), 20))[-1].errors
+        assert (refusal.handle, refusal.code, refusal.field) == (9, 3, "prompt")
+        link.submit(_admission([1], 5))
+        frames = await asyncio.wait_for(link.frames_until_end(), 20)
+        assert [token for frame in frames for token in frame.token_ids] == truth([1], 5)
+        link.call.cancel()
+
+
+async def test_deadline_ends_a_request_that_waits_for_a_worker() -> None:
+    async with running_stack("--heartbeat-interval-ms", "100", "--liveness-timeout-ms", "300") as stack:
+        worker = EchoWorker(stack.grpc)
+        stack.start(worker)
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 1)
+        worker.silent = True
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 0)
+        link = _Link(stack)
+        admission = _admission([1], 5)
+        admission.deadline_ms = 100
+        link.submit(admission)
+        (failure,) = (await asyncio.wait_for(link.frames_until_end(), 20))[-1].errors
+        assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        link.call.cancel()
+
+
+async def test_detached_peer_leaves_nothing_behind() -> None:
+    async with running_stack() as stack:
+        stack.start(EchoWorker(stack.grpc))
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 1)
+        link = _Link(stack)
+        link.submit(_admission([1], 500))
+        await stack.stats_when(lambda stats: stats.num_generated_tokens > 0)
+        link.call.cancel()
+        stats = await stack.stats_when(lambda stats: stats.num_requests == 0)
+        assert stats.num_used_blocks == 0
+
+
+async def test_peer_of_another_protocol_version_is_refused() -> None:
+    async with running_stack() as stack:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await _Link(stack, protocol_version=99).call.read()
+        assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "99" in (refusal.value.details() or "")
