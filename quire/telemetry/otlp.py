@@ -26,7 +26,8 @@ class OtlpTracing:
         resource = Resource.create({"service.name": name, "service.namespace": "quire"})
         # The sampler, the queue's bound and the batch sizes are read by the SDK from their OTEL_ variables.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(channel_options=_PROXY_OFF)
+        # The exporter's annotation knows text options only; gRPC takes this one as an integer.
+        exporter = OTLPSpanExporter(channel_options=_PROXY_OFF)  # pyright: ignore[reportArgumentType]
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("quire")
         self._propagator = TraceContextTextMapPropagator()
@@ -51,7 +52,9 @@ class OtlpTracing:
         self._provider.shutdown()
 
     def _span_context(self, traceparent: str) -> trace.SpanContext:
-        return trace.get_current_span(self._propagator.extract({"traceparent": traceparent})).get_span_context()
+        return trace.get_current_span(
+            self._propagator.extract({"traceparent": traceparent})
+        ).get_span_context()
 
 
 class _OtlpSpan:
