@@ -37,7 +37,6 @@ def build_request(
         priority=admission.priority,
         resumed=resumed,
         cache_salt=f"{admission.tenant}\0{admission.adapter_id}".encode(),
-        traced=bool(admission.traceparent),
     )
 
 

@@ -91,7 +91,9 @@ class SchedulerLink:
 
     async def _serve_once(self) -> None:
         async with open_channel(self.address) as channel:
-            call = scheduler_pb2_grpc.SchedulerServiceStub(channel).Attach(self._outgoing_frames())
+            # A bell of its own per stream: a dead stream's writer must not wake and take the new one's frames.
+            bell = self._has_outgoing = asyncio.Event()
+            call = scheduler_pb2_grpc.SchedulerServiceStub(channel).Attach(self._outgoing_frames(bell))
             async for response in call:
                 match response.WhichOneof("frame"):
                     case "tokens":
@@ -103,17 +105,17 @@ class SchedulerLink:
                     case None:
                         logger.warning("an empty frame from the scheduler", extra={"scheduler": self.address})
 
-    async def _outgoing_frames(self) -> AsyncIterator[scheduler_pb2.AttachRequest]:
+    async def _outgoing_frames(self, bell: asyncio.Event) -> AsyncIterator[scheduler_pb2.AttachRequest]:
         hello = scheduler_pb2.AttachHello(protocol_version=PROTOCOL_VERSION, peer_id=self._peer_id)
         yield scheduler_pb2.AttachRequest(hello=hello)
         while True:
-            await self._has_outgoing.wait()
+            await bell.wait()
+            if bell is not self._has_outgoing:
+                return
+            bell.clear()
             if self.attached:
                 submit, self._outgoing = self._outgoing, scheduler_pb2.SubmitFrame()
-                self._has_outgoing.clear()
                 yield scheduler_pb2.AttachRequest(submit=submit)
-            else:
-                self._has_outgoing.clear()
 
     def _take_welcome(self, welcome: scheduler_pb2.AttachWelcome) -> None:
         """A new stream knows nothing: every live request is handed in again as it stands."""
