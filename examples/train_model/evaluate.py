@@ -2,7 +2,8 @@
 
     python examples/train_model/evaluate.py MODEL_DIRECTORY TEXT
 
-prints one JSON object. Exit status 1 says that a sample copied a run of `COPIED_RUN_LEN` tokens.
+prints one JSON object. Exit status 1 says that a sample copied a run of `COPIED_RUN_LEN` tokens,
+2 that the arguments or files cannot be used.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def copying_figures(
     A sample is `SAMPLE_LEN` tokens, its prompt not counted, encoded anew so that text is compared with text. Half
     of the prompts are a speaker's heading, half a chat whose last words are the user's.
     """
+    if num_samples < 2:
+        raise ValueError(f"num_samples={num_samples} must be at least 2: one heading, one chat")
     finder = CopiedRunFinder(tokenizer.encode(text).ids)
     prompts = _prompts(text, num_samples, random.Random(seed))
     runs: dict[str, list[int]] = {}
@@ -122,4 +125,8 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (OSError, ValueError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -23,7 +23,7 @@ CANONICAL_FROM = 0.7  # of the schedule: from here on no randomly segmented wind
 class Schedule:
     """How long and how hard to train. `time_limit_s` shortens the schedule; it never cuts it off."""
 
-    num_steps: int = 3000
+    num_steps: int = 1700
     batch_size: int = 16
     learning_rate: float = 1e-3
     warmup_steps: int = 100

@@ -36,6 +36,8 @@ class WindowSampler:
         device: torch.device,
     ) -> None:
         """Encode everything once; `window_len` is in tokens, the shares and the dropout are probabilities."""
+        if not 0 <= chat_share <= 1:
+            raise ValueError(f"chat_share={chat_share} must lie between 0 and 1")
         self._window_len, self._chat_share = window_len, chat_share
         self._generator = torch.Generator().manual_seed(seed)
         chat_ids, chat_starts = (
