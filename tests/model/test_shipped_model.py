@@ -23,11 +23,21 @@ TEXT = EXAMPLE / "tinyshakespeare.txt"
 SLICE_CHARS = 12_000
 MAX_DIRECTORY_BYTES = 12_000_000
 MAX_BITS_PER_BYTE = 2.4
-TINY = (
-    "--vocab-size 300 --hidden-size 32 --intermediate-size 48 --num-hidden-layers 1 --num-attention-heads 2 "
-    "--num-key-value-heads 1 --head-dim 16 --max-position-embeddings 512 --window-len 64 --num-steps 20 "
-    "--batch-size 4 --warmup-steps 2 --evaluate-every 10 --num-samples 2 --seed 3 --device cpu"
-).split()
+TINY_SIZES = {
+    "vocab-size": 300,
+    "hidden-size": 32,
+    "intermediate-size": 48,
+    "num-hidden-layers": 1,
+    "num-attention-heads": 2,
+    "num-key-value-heads": 1,
+    "head-dim": 16,
+    "max-position-embeddings": 512,
+    "window-len": 64,
+    "num-steps": 20,
+    "batch-size": 4,
+    "num-samples": 2,
+}
+TINY = ["--device", "cpu", *(f"--{name}={size}" for name, size in TINY_SIZES.items())]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +135,7 @@ def test_a_copied_run_is_found_wherever_it_stands(tokenizer: Any, held_out: str)
     source = tokenizer(held_out[:SLICE_CHARS])["input_ids"]
     planted = [1, 2, *source[777:802], 1, 2]
     assert _longest_run(source, planted) == 25
-    broken = planted[:14] + [1] + planted[15:]
+    broken = [*planted[:14], 1, *planted[15:]]
     assert 12 <= _longest_run(source, broken) < 20
 
 
@@ -146,7 +156,9 @@ def test_chat_template_refuses_an_unknown_role(tokenizer: Any) -> None:
 
 def test_chat_answer_ends_by_itself(model: Any, tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "Who comes there?"}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     torch.manual_seed(0)
     answers = model.generate(**prompt, max_new_tokens=150, num_return_sequences=4)
     turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")

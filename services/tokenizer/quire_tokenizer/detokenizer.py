@@ -101,7 +101,9 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
 def _byte_table(tokenizer: Tokenizer) -> list[bytes]:
     byte_of_char = _byte_of_char()
     table: list[bytes] = []
-    for token_id in range(tokenizer.get_vocab_size(with_added_tokens=True)):
+    # Ids may have holes: the number of tokens is not the bound.
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    for token_id in range(largest + 1):
         token = tokenizer.id_to_token(token_id) or ""
         if all(char in byte_of_char for char in token):
             table.append(bytes(byte_of_char[char] for char in token))

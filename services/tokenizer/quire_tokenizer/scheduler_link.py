@@ -7,6 +7,7 @@ and handles; no client and no text.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from random import uniform
 
@@ -38,8 +39,7 @@ class SchedulerLink:
         self._streams: dict[int, RequestStream] = {}
         self._handles: dict[RequestStream, int] = {}
         self._last_handle = 0
-        self._outgoing = scheduler_pb2.SubmitFrame()
-        self._has_outgoing = asyncio.Event()
+        self._outgoing = _Outgoing()
 
     @property
     def num_live(self) -> int:
@@ -57,8 +57,7 @@ class SchedulerLink:
         self._streams[self._last_handle] = stream
         self._handles[stream] = self._last_handle
         if self.attached:
-            self._outgoing.admissions.append(stream.admission(self._last_handle))
-            self._has_outgoing.set()
+            self._outgoing.admit(stream.admission(self._last_handle))
 
     def withdraw(self, stream: RequestStream) -> None:
         """The client of a request is gone, or its request has ended here: the scheduler may forget it."""
@@ -90,41 +89,38 @@ class SchedulerLink:
             backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
 
     async def _serve_once(self) -> None:
-        async with open_channel(self.address) as channel:
-            # A bell of its own per stream: a dead stream's writer must not wake and take the new one's frames.
-            bell = self._has_outgoing = asyncio.Event()
-            call = scheduler_pb2_grpc.SchedulerServiceStub(channel).Attach(self._outgoing_frames(bell))
-            async for response in call:
-                match response.WhichOneof("frame"):
-                    case "tokens":
-                        self._take_tokens(response.tokens)
-                    case "welcome":
-                        self._take_welcome(response.welcome)
-                    case "state":
-                        self._take_state(response.state)
-                    case None:
-                        logger.warning("an empty frame from the scheduler", extra={"scheduler": self.address})
+        outgoing = self._outgoing = _Outgoing()
+        try:
+            async with open_channel(self.address) as channel:
+                call = scheduler_pb2_grpc.SchedulerServiceStub(channel).Attach(self._frames(outgoing))
+                async for response in call:
+                    self._take(response)
+        finally:
+            # grpc leaves a call's request iterator waiting when the call ends: it must end here.
+            outgoing.close()
 
-    async def _outgoing_frames(self, bell: asyncio.Event) -> AsyncIterator[scheduler_pb2.AttachRequest]:
+    def _take(self, response: scheduler_pb2.AttachResponse) -> None:
+        match response.WhichOneof("frame"):
+            case "tokens":
+                self._take_tokens(response.tokens)
+            case "welcome":
+                self._take_welcome(response.welcome)
+            case "state":
+                self._take_state(response.state)
+            case None:
+                logger.warning("an empty frame from the scheduler", extra={"scheduler": self.address})
+
+    async def _frames(self, outgoing: "_Outgoing") -> AsyncIterator[scheduler_pb2.AttachRequest]:
         hello = scheduler_pb2.AttachHello(protocol_version=PROTOCOL_VERSION, peer_id=self._peer_id)
         yield scheduler_pb2.AttachRequest(hello=hello)
-        while True:
-            await bell.wait()
-            if bell is not self._has_outgoing:
-                return
-            bell.clear()
-            if self.attached:
-                submit, self._outgoing = self._outgoing, scheduler_pb2.SubmitFrame()
-                yield scheduler_pb2.AttachRequest(submit=submit)
+        while (submit := await outgoing.take()) is not None:
+            yield scheduler_pb2.AttachRequest(submit=submit)
 
     def _take_welcome(self, welcome: scheduler_pb2.AttachWelcome) -> None:
         """A new stream knows nothing: every live request is handed in again as it stands."""
         self.attached = True
-        self._outgoing = scheduler_pb2.SubmitFrame()
         for handle, stream in self._streams.items():
-            self._outgoing.admissions.append(stream.admission(handle))
-        if self._streams:
-            self._has_outgoing.set()
+            self._outgoing.admit(stream.admission(handle))
         logger.info("attached", extra={"scheduler": self.address, "resumed": len(self._streams)})
         self._take_state(welcome.state)
 
@@ -191,8 +187,7 @@ class SchedulerLink:
         """Hands a request in again that was turned away for the moment."""
         stream = self._streams.get(handle)
         if stream is not None and self.attached:
-            self._outgoing.admissions.append(stream.admission(handle))
-            self._has_outgoing.set()
+            self._outgoing.admit(stream.admission(handle))
 
     def _retire_if_finished(self, handle: int, stream: RequestStream) -> None:
         if stream.finished and self._streams.pop(handle, None) is not None:
@@ -200,9 +195,47 @@ class SchedulerLink:
 
     def _abort(self, handle: int, index: int) -> None:
         if self.attached:
-            self._outgoing.abort_handles.append(handle)
-            self._outgoing.abort_indexes.append(index)
-            self._has_outgoing.set()
+            self._outgoing.abort(handle, index)
+
+
+class _Outgoing:
+    """What one stream still has to say, as frames; ends with the stream, so that no other stream's call drains it.
+
+    A scheduler takes a frame's admissions before its aborts. An admission that follows an abort therefore begins
+    the next frame: it may carry the request id that the abort sets free.
+    """
+
+    def __init__(self) -> None:
+        self._frames: deque[scheduler_pb2.SubmitFrame] = deque()
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def admit(self, admission: scheduler_pb2.Admission) -> None:
+        """Adds a request after everything said so far."""
+        if not self._frames or self._frames[-1].abort_handles:
+            self._frames.append(scheduler_pb2.SubmitFrame())
+        self._frames[-1].admissions.append(admission)
+        self._changed.set()
+
+    def abort(self, handle: int, index: int) -> None:
+        """Adds an abort after everything said so far."""
+        if not self._frames:
+            self._frames.append(scheduler_pb2.SubmitFrame())
+        self._frames[-1].abort_handles.append(handle)
+        self._frames[-1].abort_indexes.append(index)
+        self._changed.set()
+
+    async def take(self) -> scheduler_pb2.SubmitFrame | None:
+        """The next frame; None once closed."""
+        while not self._closed and not self._frames:
+            self._changed.clear()
+            await self._changed.wait()
+        return None if self._closed else self._frames.popleft()
+
+    def close(self) -> None:
+        """The stream has ended: whoever waits in `take` goes home, and what was not said is dropped."""
+        self._closed = True
+        self._changed.set()
 
 
 class _LogprobReader:

@@ -26,9 +26,13 @@ class StopChecker:
             shown, self._held = self._held + piece, ""
             return shown
         text = self._held + piece
-        match = min(((at, stop) for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
+        # The first to be complete wins, and of two that end together the longer: so a text that arrives in one piece
+        # is cut where it would be had it come character by character.
+        match = min(
+            ((at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0), default=None
+        )
         if match is not None:
-            at, self.found = match
+            _end, at, self.found = match
             self._held = ""
             return text[: at + len(self.found)] if self._include_stop else text[:at]
         num_held = self._num_held(text)

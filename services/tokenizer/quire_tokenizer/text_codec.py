@@ -27,7 +27,8 @@ class TextCodec:
         self._detokenizers = DetokenizerFactory(tokenizer)
         self.chat_template = chat_template
         self.defaults = defaults or ModelDefaults()
-        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        # Ids may have holes: the number of tokens is not the bound.
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Token ids of each text; releases the GIL while it works."""
