@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(wildcard protos/quire/v1/*.proto)
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help run test check protos bench clean
+.PHONY: help run test check protos bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -35,6 +35,10 @@ bench:  ## cost of a scheduler step, streaming rate and CPU serving, as figures
 	@$(PYTHON) deploy/bootstrap.py test
 	@for each in benchmarks/scheduler_step.py benchmarks/stream_rate.py benchmarks/cpu_serving.py; do \
 	  test ! -f $$each || $(BIN)/python $$each; done
+
+bench-gpu:  ## workloads A to E on one GPU beside their floors; CASES names some, see docs/performance.md
+	@$(PYTHON) deploy/bootstrap.py test
+	$(BIN)/python -m benchmarks.gpu $(or $(CASES),A A-sampled B C D E long-context cached-prompt) $(ARGS)
 
 clean:  ## remove what was installed and built
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / each) for each in (".", "services/scheduler", "services/worker", "kernels")]
 
-from quire_scheduler.core import GroupCapacity, Sampling  # noqa: E402
+from quire_scheduler.core import Sampling  # noqa: E402
 from quire_worker.loading import LoadedModel, load_model  # noqa: E402
 
 from quire.assets import shipped_model_path  # noqa: E402
@@ -44,18 +44,7 @@ QWEN3_0_6B = {
 
 def engine_of(loaded: LoadedModel) -> InProcessEngine:
     """The core and the loaded runner in one process."""
-    capacity = loaded.capacity
-    return InProcessEngine(
-        lambda plan: loaded.runner.execute(plan)(),
-        GroupCapacity(
-            num_blocks=capacity.num_blocks,
-            block_size=capacity.block_size,
-            max_num_seqs=capacity.max_num_seqs,
-            max_num_batched_tokens=capacity.max_num_batched_tokens,
-            max_model_len=loaded.spec.max_model_len,
-            vocab_size=loaded.spec.vocab_size,
-        ),
-    )
+    return InProcessEngine.of(loaded)
 
 
 def shipped_model_tokens(device: str) -> dict[tuple[int, int], list[int]]:

@@ -1,11 +1,14 @@
 """The scheduler core and a worker's runner in one process, over the real wire form: no socket, no clock.
 
-Drives any object with `execute(plan)`; used by tests and by benchmarks of the worker alone.
+Drives any `execute(plan)` that launches a step and returns a handle that waits for its result; used by tests and by
+benchmarks of the worker alone. As many steps are in flight on the device as the pipeline is deep: plan N+1 is launched
+before the result of plan N is waited for.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from quire_scheduler.core import (
     CoreLimits,
@@ -20,6 +23,9 @@ from quire_scheduler.core import (
 from quire.wire.codec import decode_answer, decode_plan, encode_plan, encode_result
 from quire.wire.plan import StepPlan
 from quire.wire.result import StepResult
+
+if TYPE_CHECKING:
+    from quire_worker.loading import LoadedModel
 
 OWNER = OwnerId(1)
 GROUP = 0
@@ -39,7 +45,7 @@ class InProcessEngine:
 
     def __init__(
         self,
-        execute: Callable[[StepPlan], StepResult],
+        execute: Callable[[StepPlan], Callable[[], StepResult]],
         capacity: GroupCapacity,
         *,
         pipeline_depth: int = 2,
@@ -50,10 +56,27 @@ class InProcessEngine:
         )
         self.core.add_group(GROUP, 1, capacity)
         self._execute = execute
-        self._depth = pipeline_depth
-        self._sent: deque[list[bytes | bytearray | memoryview]] = deque()
+        self._pending: deque[Callable[[], StepResult]] = deque()
         self._num_requests = 0
+        self.num_live = 0
+        """Sequences that have not ended."""
+        self.cached_tokens: dict[int, int] = {}
+        """By handle: prompt tokens that were found in the prefix cache."""
         self.outputs: dict[tuple[int, int], Output] = {}
+
+    @classmethod
+    def of(cls, loaded: "LoadedModel", *, pipeline_depth: int = 2, caching: bool = True) -> "InProcessEngine":
+        """A fresh core over a loaded model, whose slots it empties."""
+        loaded.runner.drop_slots()
+        capacity = GroupCapacity(
+            num_blocks=loaded.capacity.num_blocks,
+            block_size=loaded.capacity.block_size,
+            max_num_seqs=loaded.capacity.max_num_seqs,
+            max_num_batched_tokens=loaded.capacity.max_num_batched_tokens,
+            max_model_len=loaded.spec.max_model_len,
+            vocab_size=loaded.spec.vocab_size,
+        )
+        return cls(loaded.runner.execute, capacity, pipeline_depth=pipeline_depth, caching=caching)
 
     def add(self, prompt_token_ids: list[int], sampling: Sampling) -> int:
         """Adds a request; returns its handle."""
@@ -70,15 +93,16 @@ class InProcessEngine:
         )
         for index in range(sampling.n):
             self.outputs[handle, index] = Output()
+        self.num_live += sampling.n
         return handle
 
     def step(self) -> bool:
         """Fills the pipeline and answers its oldest step; False when nothing is left to do."""
         while (plan := self.core.schedule(GROUP)) is not None:
-            self._sent.append(encode_plan(plan))
-        if not self._sent:
+            self._pending.append(self._execute(decode_plan(encode_plan(plan))))
+        if not self._pending:
             return False
-        result = self._execute(decode_plan(self._sent.popleft()))
+        result = self._pending.popleft()()
         answer = decode_answer(encode_result(result))
         assert isinstance(answer, StepResult)
         self.core.apply(answer)
@@ -124,3 +148,5 @@ class InProcessEngine:
                     entry_at = stop
             for row, reason in zip(events.finished_rows, events.finish_reasons, strict=True):
                 self.outputs[events.handles[row], events.indexes[row]].finish_reason = reason
+            self.num_live -= len(events.finished_rows)
+            self.cached_tokens.update(zip(events.cached_handles, events.cached_tokens, strict=True))

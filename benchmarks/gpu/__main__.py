@@ -1,0 +1,63 @@
+"""The command: `python -m benchmarks.gpu CASE [CASE...]`."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.gpu.case import CASES
+from benchmarks.gpu.part import Device, Options, probe, run_parts
+from benchmarks.gpu.result import RESULTS, Row, commit, merge_rows, table
+
+
+def main(argv: list[str]) -> int:
+    """Runs the cases asked for, merges their rows into the results and prints them last."""
+    arguments = _parse(argv)
+    device = probe()
+    name = f"{device.name}-tiny" if arguments.tiny else device.name
+    file = arguments.out or RESULTS / f"{name}.json"
+    options = Options(seed=arguments.seed, repeats=arguments.repeats, tiny=arguments.tiny)
+    rows, failed = _device_rows(device), []
+    for case, brought in run_parts(sorted(set(arguments.cases), key=list(CASES).index), device, options):
+        if brought is None:
+            failed.append(case)
+            continue
+        rows += brought
+        for row in brought:
+            print(f"  {row.case}, {row.load}: {row.value:,.4g} {row.unit}", flush=True)
+    tree = commit()
+    rows = [replace(row, commit=tree) for row in rows]
+    merge_rows(file, rows)
+    print(f"\n{device.name}, commit {tree}, seed {options.seed}, written to {file}\n\n{table(rows)}")
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _device_rows(device: Device) -> list[Row]:
+    rates = device.rates
+    return [
+        Row(case="Streaming read", load="best of a few kernels", value=rates.read_bytes_per_s / 1e12, unit="TB/s"),
+        Row(case="Matrix product, bfloat16", load="best of a few shapes",
+            value=rates.matrix_flop_per_s / 1e12, unit="TFLOP/s"),
+    ]  # fmt: skip
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description="Measures Quire on one GPU.",
+        epilog=f"Cases: {', '.join(CASES)}",
+    )
+    parser.add_argument("cases", nargs="+", choices=list(CASES), metavar="CASE", help="what to measure")
+    parser.add_argument("--seed", type=int, default=1, help="seed of lengths and prompts (default: 1)")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions; the median counts (default: 3)")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny models and workloads, to try the suite anywhere"
+    )
+    parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/<gpu>.json)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""The cases by name: what each runs on, which model it needs and what measures it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from benchmarks.gpu.model import LLAMA_3_1_8B, MISTRAL_7B, QWEN2_5_7B, QWEN3_0_6B, Model
+from benchmarks.gpu.result import Row
+from benchmarks.gpu.worker_case import WorkerCases
+
+
+class Place(Enum):
+    """What a case runs on; cases of one place and model share a process and a loaded model."""
+
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One case of the command line."""
+
+    place: Place
+    model: Model
+    title: str
+    """How its rows are named."""
+    measure: Callable[..., list[Row]]
+    """A method of the place's cases, given the title."""
+
+
+def _worker(model: Model, title: str, measure: Callable[[WorkerCases, str], list[Row]]) -> Case:
+    return Case(place=Place.WORKER, model=model, title=title, measure=measure)
+
+
+CASES: dict[str, Case] = {
+    "A": _worker(QWEN3_0_6B, "A (Qwen3-0.6B)", WorkerCases.uniform),
+    "A-sampled": _worker(QWEN3_0_6B, "A (Qwen3-0.6B), top-p, top-k, penalties", WorkerCases.sampled),
+    "B": _worker(QWEN3_0_6B, "B (Qwen3-0.6B)", WorkerCases.chat),
+    "C": _worker(LLAMA_3_1_8B, "C (Llama-3.1-8B)", WorkerCases.chat),
+    "D": _worker(LLAMA_3_1_8B, "D (Llama-3.1-8B)", WorkerCases.single),
+    "E": _worker(LLAMA_3_1_8B, "E (Llama-3.1-8B)", WorkerCases.prefill),
+    "long-context": _worker(LLAMA_3_1_8B, "Decode (Llama-3.1-8B)", WorkerCases.long_context),
+    "cached-prompt": _worker(LLAMA_3_1_8B, "Cached prompt (Llama-3.1-8B)", WorkerCases.cached_prompt),
+    "C-mistral": _worker(MISTRAL_7B, "C (Mistral-7B)", WorkerCases.chat),
+    "D-mistral": _worker(MISTRAL_7B, "D (Mistral-7B)", WorkerCases.single),
+    "E-mistral": _worker(MISTRAL_7B, "E (Mistral-7B)", WorkerCases.prefill),
+    "C-qwen2.5": _worker(QWEN2_5_7B, "C (Qwen2.5-7B)", WorkerCases.chat),
+    "D-qwen2.5": _worker(QWEN2_5_7B, "D (Qwen2.5-7B)", WorkerCases.single),
+    "E-qwen2.5": _worker(QWEN2_5_7B, "E (Qwen2.5-7B)", WorkerCases.prefill),
+}

@@ -1,0 +1,98 @@
+"""Rows of figures, the file that gathers them, and their table. Knows no case and no device.
+
+A file is a list of rows, each `case`, `load`, `value`, `unit`, `floor` (null where nothing bounds the figure), and
+`commit`, the commit that was measured. A row replaces an earlier one of the same case and load.
+"""
+
+import json
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.gpu import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+FRONT_DOOR = " through the front door"
+"""What the name of a case gains when it is measured through the whole stack."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure."""
+
+    case: str
+    load: str
+    value: float
+    unit: str
+    floor: float | None = None
+    """The best value that the hardware allows, in the same unit."""
+    commit: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """How much of the floor is reached, 0 to 1: for a time the floor over the value, for a rate the reverse."""
+        if not self.floor or not self.value:
+            return None
+        return self.value / self.floor if self.unit.endswith("/s") else self.floor / self.value
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows of a file; none when it does not exist."""
+    return [Row(**row) for row in json.loads(file.read_text())] if file.is_file() else []
+
+
+def merge_rows(file: Path, new: list[Row]) -> list[Row]:
+    """Enters rows into a file, with the shares that follow from them; returns what it holds."""
+    rows = {(row.case, row.load): row for row in [*read_rows(file), *new]}
+    for row in _shares_of_worker(list(rows.values())):
+        rows[row.case, row.load] = row
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows.values())
+    file.write_text(f"[\n{lines}\n]\n")
+    return list(rows.values())
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = ["| case | load | value | unit | floor | share of floor |", "|---|---|---:|---|---:|---:|"]
+    for row in rows:
+        floor = _figure(row.floor) if row.floor is not None else ""
+        share = f"{row.share:.0%}" if row.share is not None else ""
+        lines.append(f"| {row.case} | {row.load} | {_figure(row.value)} | {row.unit} | {floor} | {share} |")
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    """The commit of this tree, with a plus sign when files differ from it; `unknown` outside of a repository."""
+    try:
+        name = _git("rev-parse", "--short=12", "HEAD")
+        return name + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def _shares_of_worker(rows: list[Row]) -> list[Row]:
+    """For every throughput through the front door, its share of the worker alone at the same load and commit."""
+    alone = {(row.case, row.load, row.commit): row.value for row in rows if row.unit == "tok/s"}
+    return [
+        Row(
+            case=f"{row.case}, share of the worker alone",
+            load=row.load,
+            value=100 * row.value / base,
+            unit="%",
+            commit=row.commit,
+        )
+        for row in rows
+        if row.unit == "tok/s" and row.case.endswith(FRONT_DOOR)
+        if (base := alone.get((row.case.removesuffix(FRONT_DOOR), row.load, row.commit)))
+    ]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 10 else f"{value:.1f}"
