@@ -36,9 +36,10 @@ bench:  ## cost of a scheduler step, streaming rate and CPU serving, as figures
 	@for each in benchmarks/scheduler_step.py benchmarks/stream_rate.py benchmarks/cpu_serving.py; do \
 	  test ! -f $$each || $(BIN)/python $$each; done
 
-bench-gpu:  ## workloads A to E on one GPU beside their floors; CASES names some, see docs/performance.md
+bench-gpu:  ## every workload on one GPU beside its floor, in four commands; CASES=... picks some
 	@$(PYTHON) deploy/bootstrap.py test
-	$(BIN)/python -m benchmarks.gpu $(or $(CASES),A A-sampled B C D E long-context cached-prompt) $(ARGS)
+	@for each in $(or $(CASES),worker front-door start-and-peer other-shapes); do \
+	  $(BIN)/python -m benchmarks.gpu $$each $(ARGS) || exit; done
 
 clean:  ## remove what was installed and built
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

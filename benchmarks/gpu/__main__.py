@@ -5,9 +5,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.gpu.case import CASES
+from benchmarks.gpu.case import CASES, GROUPS
 from benchmarks.gpu.part import Device, Options, probe, run_parts
-from benchmarks.gpu.result import RESULTS, Row, commit, merge_rows, table
+from benchmarks.gpu.result import RESULTS, SHARE_OF_WORKER, Row, commit, merge_rows, table
 
 
 def main(argv: list[str]) -> int:
@@ -18,16 +18,17 @@ def main(argv: list[str]) -> int:
     file = arguments.out or RESULTS / f"{name}.json"
     options = Options(seed=arguments.seed, repeats=arguments.repeats, tiny=arguments.tiny)
     rows, failed = _device_rows(device), []
-    for case, brought in run_parts(sorted(set(arguments.cases), key=list(CASES).index), device, options):
+    for case, brought in run_parts(_names(arguments.cases), device, options):
         if brought is None:
             failed.append(case)
             continue
         rows += brought
         for row in brought:
             print(f"  {row.case}, {row.load}: {row.value:,.4g} {row.unit}", flush=True)
-    tree = commit()
+    tree = arguments.commit or commit()
     rows = [replace(row, commit=tree) for row in rows]
-    merge_rows(file, rows)
+    measured = {row.case for row in rows}
+    rows = [row for row in merge_rows(file, rows) if row.case.removesuffix(SHARE_OF_WORKER) in measured]
     print(f"\n{device.name}, commit {tree}, seed {options.seed}, written to {file}\n\n{table(rows)}")
     if failed:
         print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
@@ -47,16 +48,26 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Measures Quire on one GPU.",
-        epilog=f"Cases: {', '.join(CASES)}",
+        epilog=f"Cases: {', '.join(CASES)}. Groups: "
+        + "; ".join(f"{group} = {' '.join(names)}" for group, names in GROUPS.items()),
     )
-    parser.add_argument("cases", nargs="+", choices=list(CASES), metavar="CASE", help="what to measure")
+    parser.add_argument(
+        "cases", nargs="+", choices=[*CASES, *GROUPS], metavar="CASE", help="a case or a group of them"
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of lengths and prompts (default: 1)")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions; the median counts (default: 3)")
     parser.add_argument(
         "--tiny", action="store_true", help="tiny models and workloads, to try the suite anywhere"
     )
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/<gpu>.json)")
+    parser.add_argument("--commit", help="what to call the tree, where it is a copy without its repository")
     return parser.parse_args(argv)
+
+
+def _names(asked: list[str]) -> list[str]:
+    """Cases in the order of the table, which keeps those of one part together."""
+    names = {name for each in asked for name in GROUPS.get(each, (each,))}
+    return sorted(names, key=list(CASES).index)
 
 
 if __name__ == "__main__":

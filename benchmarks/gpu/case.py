@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from benchmarks.gpu.model import LLAMA_3_1_8B, MISTRAL_7B, QWEN2_5_7B, QWEN3_0_6B, Model
+from benchmarks.gpu.peer_case import PeerCases
 from benchmarks.gpu.result import Row
+from benchmarks.gpu.stack_case import StackCases
+from benchmarks.gpu.start_case import StartCases
 from benchmarks.gpu.worker_case import WorkerCases
 
 
@@ -13,6 +16,9 @@ class Place(Enum):
     """What a case runs on; cases of one place and model share a process and a loaded model."""
 
     WORKER = "worker"
+    STACK = "stack"
+    START = "start"
+    PEER = "peer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,14 @@ def _worker(model: Model, title: str, measure: Callable[[WorkerCases, str], list
     return Case(place=Place.WORKER, model=model, title=title, measure=measure)
 
 
+def _stack(model: Model, title: str, measure: Callable[[StackCases, str], list[Row]]) -> Case:
+    return Case(place=Place.STACK, model=model, title=title, measure=measure)
+
+
+def _peer(model: Model, title: str, measure: Callable[[PeerCases, str], list[Row]]) -> Case:
+    return Case(place=Place.PEER, model=model, title=title, measure=measure)
+
+
 CASES: dict[str, Case] = {
     "A": _worker(QWEN3_0_6B, "A (Qwen3-0.6B)", WorkerCases.uniform),
     "A-sampled": _worker(QWEN3_0_6B, "A (Qwen3-0.6B), top-p, top-k, penalties", WorkerCases.sampled),
@@ -46,4 +60,20 @@ CASES: dict[str, Case] = {
     "C-qwen2.5": _worker(QWEN2_5_7B, "C (Qwen2.5-7B)", WorkerCases.chat),
     "D-qwen2.5": _worker(QWEN2_5_7B, "D (Qwen2.5-7B)", WorkerCases.single),
     "E-qwen2.5": _worker(QWEN2_5_7B, "E (Qwen2.5-7B)", WorkerCases.prefill),
+    "B-front-door": _stack(QWEN3_0_6B, "B (Qwen3-0.6B)", StackCases.chat),
+    "C-front-door": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", StackCases.chat),
+    "C-poisson": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", StackCases.poisson),
+    "start": Case(
+        place=Place.START, model=LLAMA_3_1_8B, title="Start (Llama-3.1-8B)", measure=StartCases.start
+    ),
+    "A-peer": _peer(QWEN3_0_6B, "A (Qwen3-0.6B)", PeerCases.uniform),
+    "C-peer": _peer(LLAMA_3_1_8B, "C (Llama-3.1-8B)", PeerCases.chat),
 }
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "worker": ("A", "A-sampled", "B", "C", "D", "E", "long-context", "cached-prompt"),
+    "front-door": ("B-front-door", "C-front-door", "C-poisson"),
+    "start-and-peer": ("start", "A-peer", "C-peer"),
+    "other-shapes": ("C-mistral", "D-mistral", "E-mistral", "C-qwen2.5", "D-qwen2.5", "E-qwen2.5"),
+}
+"""The suite in four commands, each of at most nine minutes on one NVIDIA H200."""

@@ -6,15 +6,22 @@ A process per part keeps device memory apart: what one part allocated is gone wh
 import multiprocessing
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from multiprocessing.connection import Connection
+from typing import Any
 
 from benchmarks.gpu import model as models
 from benchmarks.gpu.case import CASES, Place
 from benchmarks.gpu.floor import Floor, Rates
+from benchmarks.gpu.peer_case import PeerCases
 from benchmarks.gpu.result import Row
+from benchmarks.gpu.stack import Stack
+from benchmarks.gpu.stack_case import StackCases, num_processes
+from benchmarks.gpu.start_case import StartCases
+from benchmarks.gpu.worker_case import WorkerCases
 from benchmarks.gpu.workload import Size
 
 
@@ -56,13 +63,13 @@ def run_parts(names: list[str], device: Device, options: Options) -> Iterator[tu
             yield from ((name, None) for name in part)
 
 
-def _in_process(target, *arguments) -> list:
+def _in_process(target: Callable[..., None], *arguments: Any) -> list[Any]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(sender, *arguments))
     process.start()
     sender.close()
-    answers = []
+    answers: list[Any] = []
     while True:
         try:
             answers.append(receiver.recv())
@@ -86,27 +93,38 @@ def _send_rows(sender: Connection, names: list[str], device: Device, options: Op
         model = models.tiny(model)
     floor = Floor(device.rates, model.config)
     size = Size(vocab_size=model.vocab_size, tiny=options.tiny)
-    cases = _cases_of(CASES[names[0]].place, model, floor, size, options)
-    for name in names:
-        start = time.perf_counter()
-        try:
-            rows = CASES[name].measure(cases, CASES[name].title)
-        except Exception:  # noqa: BLE001 — one case that fails must not cost the others of its part
-            traceback.print_exc()
-            sender.send(None)
-            continue
-        if options.seed != 1:
-            rows = [replace(row, load=f"{row.load}, seed {options.seed}") for row in rows]
-        print(f"{name}: done in {time.perf_counter() - start:.0f} s", flush=True)
-        sender.send(rows)
+    with _opened(CASES[names[0]].place, model, floor, size, options) as cases:
+        for name in names:
+            sender.send(_measured(name, cases, options.seed))
 
 
-def _cases_of(place: Place, model: models.Model, floor: Floor, size: Size, options: Options):
+def _measured(name: str, cases: Any, seed: int) -> list[Row] | None:
+    start = time.perf_counter()
+    try:
+        rows = CASES[name].measure(cases, CASES[name].title)
+    except Exception:  # noqa: BLE001 — one case that fails must not cost the others of its part
+        traceback.print_exc()
+        return None
+    print(f"{name}: done in {time.perf_counter() - start:.0f} s", flush=True)
+    return rows if seed == 1 else [replace(row, load=f"{row.load}, seed {seed}") for row in rows]
+
+
+@contextmanager
+def _opened(place: Place, model: models.Model, floor: Floor, size: Size, options: Options) -> Iterator[Any]:
+    """The cases of a place, with what they need up and running."""
     match place:
         case Place.WORKER:
             from benchmarks.gpu.worker_alone import WorkerAlone
-            from benchmarks.gpu.worker_case import WorkerCases
 
             worker = WorkerAlone(model)
             print(f"{model.name}: loaded in {worker.load_s:.1f} s", flush=True)
-            return WorkerCases(worker, floor, size, options.seed, options.repeats)
+            yield WorkerCases(worker, floor, size, options.seed, options.repeats)
+        case Place.STACK:
+            with closing(
+                StackCases(Stack(model, num_processes()), floor, size, options.seed, options.repeats)
+            ) as cases:
+                yield cases
+        case Place.START:
+            yield StartCases(model)
+        case Place.PEER:
+            yield PeerCases(model, floor, size, options.seed)

@@ -15,6 +15,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 FRONT_DOOR = " through the front door"
 """What the name of a case gains when it is measured through the whole stack."""
 
+SHARE_OF_WORKER = ", share of the worker alone"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -82,7 +84,7 @@ def _shares_of_worker(rows: list[Row]) -> list[Row]:
     alone = {(row.case, row.load, row.commit): row.value for row in rows if row.unit == "tok/s"}
     return [
         Row(
-            case=f"{row.case}, share of the worker alone",
+            case=row.case + SHARE_OF_WORKER,
             load=row.load,
             value=100 * row.value / base,
             unit="%",

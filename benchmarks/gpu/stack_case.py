@@ -1,0 +1,131 @@
+"""What is measured through the whole stack: streaming gRPC clients in other processes, closed loops and Poisson arrivals.
+
+The scheduler is restarted before every repetition, so that each begins with an empty prefix cache. Token counts are
+checked at the client and at the scheduler.
+"""
+
+import asyncio
+import os
+import random
+import time
+from statistics import median
+
+from benchmarks.gpu import workload
+from benchmarks.gpu.client import Load, run_clients
+from benchmarks.gpu.floor import Floor
+from benchmarks.gpu.result import FRONT_DOOR, Row
+from benchmarks.gpu.stack import Stack
+from benchmarks.gpu.trace import Summary
+from benchmarks.gpu.worker_case import NUM_LONE_REQUESTS
+from benchmarks.gpu.workload import Ask, Size
+
+_ARRIVALS_PER_S = 20.0
+_NUM_WARM_UP_REQUESTS = 64
+
+
+def num_processes() -> int:
+    """Tokenizer processes, and as many clients: a quarter of the cores each, at least one and at most four."""
+    return max(1, min(4, (os.cpu_count() or 1) // 4))
+
+
+class StackCases:
+    """The cases of one running stack."""
+
+    def __init__(self, stack: Stack, floor: Floor, size: Size, seed: int, repeats: int) -> None:
+        self._stack = stack
+        self._floor = floor
+        self._size = size
+        self._seed = seed
+        self._repeats = repeats
+        self._runner = asyncio.Runner()
+        start = time.perf_counter()
+        self._runner.run(stack.start())
+        print(
+            f"the stack of {1 + num_processes() + 1} processes is up in {time.perf_counter() - start:.1f} s",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Stops the stack."""
+        self._runner.run(self._stack.stop())
+        self._runner.close()
+
+    def chat(self, title: str) -> list[Row]:
+        """Workloads B and C as closed loops of 1,000, of 256 and of one."""
+        asks = workload.chat(self._size, self._seed)
+        self._run(asks[:_NUM_WARM_UP_REQUESTS], Load(num_streams=_NUM_WARM_UP_REQUESTS), "warm-up")
+        some = self._size.count(256)
+        return [
+            *self._closed_loop(title, asks, len(asks), f"{len(asks)} streams"),
+            *self._closed_loop(title, asks, some, f"{some} streams"),
+            *self._closed_loop(title, asks[:NUM_LONE_REQUESTS], 1, "1 stream", repeats=1),
+        ]
+
+    def poisson(self, title: str) -> list[Row]:
+        """The same requests, arriving at random at 20 a second."""
+        asks = workload.chat(self._size, self._seed)
+        draw = random.Random(self._seed)
+        time_s = 0.0
+        arrivals_s = [time_s := time_s + draw.expovariate(_ARRIVALS_PER_S) for _ in asks]
+        self._run(asks[:_NUM_WARM_UP_REQUESTS], Load(num_streams=_NUM_WARM_UP_REQUESTS), "warm-up")
+        name = f"Poisson {_ARRIVALS_PER_S:.0f} requests/s"
+        summary = self._run(asks, Load(num_streams=len(asks), arrivals_s=arrivals_s), name)
+        return _latency_rows(title + FRONT_DOOR, name, summary)
+
+    def _closed_loop(
+        self, title: str, asks: list[Ask], num_streams: int, load: str, repeats: int | None = None
+    ) -> list[Row]:
+        """Throughput, the median of all repetitions; latencies, of the repetition with that throughput."""
+        runs = [self._run(asks, Load(num_streams=num_streams), load) for _ in range(repeats or self._repeats)]
+        runs.sort(key=lambda run: run.tokens_per_s)
+        middle = runs[len(runs) // 2]
+        return [
+            Row(
+                case=title + FRONT_DOOR,
+                load=load,
+                value=median(run.tokens_per_s for run in runs),
+                unit="tok/s",
+                floor=workload.num_tokens_out(asks) / self._floor.workload_s(asks, num_streams),
+            ),
+            *_latency_rows(title + FRONT_DOOR, load, middle),
+        ]
+
+    def _run(self, asks: list[Ask], load: Load, name: str) -> Summary:
+        self._runner.run(self._stack.restart_scheduler())
+        before, start = self._stack.cpu_seconds(), time.perf_counter()
+        traces = run_clients(self._stack.address, asks, load, num_processes())
+        after, seconds = self._stack.cpu_seconds(), time.perf_counter() - start
+        brought = [sum(trace.counts) for trace in traces]
+        assert brought == [ask.num_out for ask in asks], "a request brought another number of tokens"
+        summary = Summary(traces)
+        stats = self._runner.run(self._stack.stats())
+        assert stats.num_prefix_hit_tokens == 0, (
+            f"{stats.num_prefix_hit_tokens} tokens came from the prefix cache"
+        )
+        assert stats.num_generated_tokens >= summary.num_tokens, "fewer tokens were generated than received"
+        assert summary.num_chars, "no text came"
+        busy = {child: after[child] - before[child] for child in after}
+        print(
+            f"  {name}: {summary.tokens_per_s:,.0f} tok/s, {summary.num_messages:,} messages, {stats.num_steps} steps, "
+            f"{stats.num_preemptions} preemptions, {stats.num_group_resets} resets; CPU seconds in {seconds:.1f} s "
+            f"(connecting included): {', '.join(f'{child} {spent:.1f}' for child, spent in busy.items())}",
+            flush=True,
+        )
+        return summary
+
+
+def _latency_rows(case: str, load: str, summary: Summary) -> list[Row]:
+    figures = {
+        "TTFT p50": summary.ttft_s(50),
+        "TTFT p99": summary.ttft_s(99),
+        "ITL p50": summary.itl_s(50),
+        "ITL p99": summary.itl_s(99),
+    }
+    rows = [
+        Row(case=f"{case}, {name}", load=load, value=1000 * seconds, unit="ms")
+        for name, seconds in figures.items()
+    ]
+    merged = Row(
+        case=f"{case}, messages of more than one token", load=load, value=100 * summary.merged_share, unit="%"
+    )
+    return [*rows, merged]
