@@ -74,6 +74,25 @@ def test_attention_equals_reference_and_ignores_unwritten_slots(
     assert float((actual - expected).double().norm() / expected.double().norm()) < tolerance
 
 
+def test_attention_follows_tensors_that_are_changed_in_place() -> None:
+    torch.manual_seed(6)
+    caches = torch.randn(2, 12, BLOCK_SIZE, 2, 32)
+    tables = (torch.randperm(11) + 1)[:10].view(2, 5).int()
+    starts, seq_lens = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([20, 60], dtype=torch.int32)
+    q = torch.randn(2, 4, 32)
+    options = {"scale": 0.2, "max_query_len": 1, "max_seq_len": 80}
+    for window in (None, 9, None):
+        expected = attention_reference.paged_attention(
+            q, *caches, tables, starts, seq_lens, sliding_window=window, **options
+        )
+        actual = attention_cpu.paged_attention(
+            q, *caches, tables, starts, seq_lens, sliding_window=window, **options
+        )
+        assert torch.allclose(actual, expected, atol=1e-5)
+        seq_lens += 1
+        tables[1, 0] = 0
+
+
 def batch_of(num_rows: int) -> SamplingTensors:
     return SamplingTensors(
         temperature=torch.tensor([0.0, 0.5, 1.0, 1.5]).repeat(num_rows)[:num_rows],
