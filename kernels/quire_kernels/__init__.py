@@ -4,10 +4,16 @@ Knows no request, no scheduler and no model. Importing it needs torch alone: nei
 """
 
 from quire_kernels.dispatch import (
+    admit_slots,
+    advance_slots,
     copy_blocks,
+    fork_slots,
     fused_add_rms_norm,
+    grant_blocks,
     linear,
+    mask_early_stops,
     paged_attention,
+    prepare_step,
     rms_norm,
     rotary_embedding,
     rotary_embedding_and_cache,
@@ -16,13 +22,24 @@ from quire_kernels.dispatch import (
     token_logprobs,
 )
 from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.slots.state import SlotState, StepRows, StepTensors, allocate_slot_state
 
 __all__ = [
     "SamplingTensors",
+    "SlotState",
+    "StepRows",
+    "StepTensors",
+    "admit_slots",
+    "advance_slots",
+    "allocate_slot_state",
     "copy_blocks",
+    "fork_slots",
     "fused_add_rms_norm",
+    "grant_blocks",
     "linear",
+    "mask_early_stops",
     "paged_attention",
+    "prepare_step",
     "rms_norm",
     "rotary_embedding",
     "rotary_embedding_and_cache",

@@ -21,6 +21,8 @@ from quire_kernels.sampling import cpu as sampling_cpu
 from quire_kernels.sampling import logprobs
 from quire_kernels.sampling import reference as sampling_reference
 from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.slots import reference as slots_reference
+from quire_kernels.slots.state import SlotState, StepRows, StepTensors
 
 
 @cache
@@ -122,15 +124,18 @@ def paged_attention(
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Project ``x [T, K]`` by ``weight [N, K]``: our matrix-vector kernel for one row of 16-bit data, else
-    the library.
+    the library. The result is written to ``out [T, N]`` where it is given.
     """
     if x.shape[0] == 1 and x.element_size() == 2 and _runs_triton(x):
         from quire_kernels.linear.gemv import linear_gemv
 
-        return linear_gemv(x, weight, bias)
-    return torch.nn.functional.linear(x, weight, bias)
+        return linear_gemv(x, weight, bias, out=out)
+    if out is None:
+        return torch.nn.functional.linear(x, weight, bias)
+    torch.mm(x, weight.t(), out=out)
+    return out if bias is None else out.add_(bias)
 
 
 def copy_blocks(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:
@@ -154,3 +159,56 @@ def sample(logits: Tensor, params: SamplingTensors) -> Tensor:
 
 def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return logprobs.token_logprobs(logits, tokens, num_top)
+
+
+def admit_slots(state: SlotState, records: Tensor, stop_token_ids: Tensor) -> None:
+    if _runs_triton(records):
+        from quire_kernels.slots.update import admit_slots as admit
+
+        admit(state, records, stop_token_ids)
+    else:
+        slots_reference.admit_slots(state, records, stop_token_ids)
+
+
+def grant_blocks(state: SlotState, grants: Tensor) -> None:
+    if _runs_triton(grants):
+        from quire_kernels.slots.update import grant_blocks as grant
+
+        grant(state, grants)
+    else:
+        slots_reference.grant_blocks(state, grants)
+
+
+def fork_slots(state: SlotState, forks: Tensor) -> None:
+    if _runs_triton(forks):
+        from quire_kernels.slots.update import fork_slots as fork
+
+        fork(state, forks)
+    else:
+        slots_reference.fork_slots(state, forks)
+
+
+def prepare_step(state: SlotState, rows: StepRows, block_size: int, out: StepTensors) -> None:
+    if _runs_triton(rows.slots):
+        from quire_kernels.slots.step import prepare_step as prepare
+
+        prepare(state, rows, block_size, out)
+    else:
+        slots_reference.prepare_step(state, rows, block_size, out)
+
+
+def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tensor) -> None:
+    if _runs_triton(rows.slots):
+        from quire_kernels.slots.step import advance_slots as advance
+
+        advance(state, rows, tokens, drawn)
+    else:
+        slots_reference.advance_slots(state, rows, tokens, drawn)
+
+
+def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> Tensor:
+    if _runs_triton(rows.slots):
+        from quire_kernels.slots.step import mask_early_stops as mask
+
+        return mask(state, rows, seq_lens, logits)
+    return slots_reference.mask_early_stops(state, rows, seq_lens, logits)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from quire_worker.slot_table import PlanError, SlotTable
+from quire_worker.slot_table import PlanError, SlotTable, StepColumns
 
 from quire.wire.plan import NO_LOGPROBS, SlotAdmission, StepPlan
 
@@ -25,9 +25,8 @@ def _plan(**parts: Any) -> StepPlan:
     return StepPlan(group_id=1, epoch=1, step_id=0, **parts)
 
 
-def _step(table: SlotTable, plan: StepPlan) -> None:
-    table.update(plan)
-    table.advance(plan)
+def _step(table: SlotTable, plan: StepPlan) -> StepColumns:
+    return table.advance(plan, table.update(plan))
 
 
 def _admit(**changes: Any) -> dict[str, Any]:
@@ -76,6 +75,7 @@ def _schedule(*pairs: tuple[int, int]) -> dict[str, Any]:
         (_admit(slot=1) | _schedule((1, 1)), "slot 1 is scheduled past the tokens or blocks it has"),
         (_schedule((0, 3)) | {"forks": [0, 1, 1]}, "the parent does not draw"),
         (_schedule((0, 5)) | {"forks": [0, 0, 1]}, "the child is in use"),
+        (_schedule((0, 5)) | {"forks": [2, 1, 1]}, "the parent is empty"),
         (_schedule((0, 5)) | {"forks": [0, 7, 1]}, "slot 7: this worker has 4"),
         ({"releases": [0]} | _schedule((0, 5)), "schedules an empty slot"),
     ],
@@ -94,53 +94,62 @@ def test_releasing_an_empty_slot_is_no_error() -> None:
 def test_slot_can_be_released_and_admitted_in_one_plan() -> None:
     table = _table()
     plan = _plan(releases=[0], **_admit(slot=0, token_ids=[1, 2]), grants=[0, 0, 5], **_schedule((0, 2)))
-    table.update(plan)
-    advance = table.advance(plan)
-    assert advance.token_ids.tolist() == [1, 2]
-    assert advance.slot_mapping.tolist() == [20, 21]
+    changes = table.update(plan)
+    assert changes.grants == [(0, 0, 5)], "the new table begins anew"
+    assert table.advance(plan, changes).token_ids.tolist() == [1, 2]
 
 
 def test_chunk_draws_only_at_the_end_of_the_prompt() -> None:
     table = _table()
-    first = table.advance(_plan(**_schedule((0, 3))))
-    assert first.positions.tolist() == [0, 1, 2]
-    assert first.slot_mapping.tolist() == [4, 5, 6]
-    assert len(first.draw_slots) == 0
-    second = table.advance(_plan(**_schedule((0, 2))))
-    assert second.slot_mapping.tolist() == [7, 8]
-    assert second.seq_lens.tolist() == [5]
-    assert second.draw_slots.tolist() == [0]
-    assert second.draw_rows.tolist() == [1]
+    first = _step(table, _plan(**_schedule((0, 3))))
+    assert first.token_ids.tolist() == [5, 6, 7]
+    assert first.draws.tolist() == [False]
+    second = _step(table, _plan(**_schedule((0, 2))))
+    assert second.token_ids.tolist() == [8, 9]
+    assert second.draws.tolist() == [True]
+    assert second.logits_rows.tolist() == [1]
 
 
-def test_ended_slot_writes_to_the_scratch_block_and_draws_nothing() -> None:
+def test_later_tokens_stay_on_the_device() -> None:
     table = _table()
-    advance = table.advance(_plan(**_schedule((0, 5))))
-    table.enter_draws(advance.draw_slots, [3])  # a stop token
-    spare = table.advance(_plan(**_schedule((0, 1))))
-    assert all(place < 4 for place in spare.slot_mapping.tolist())
-    assert len(spare.draw_slots) == 0
+    _step(table, _plan(**_schedule((0, 5))))
+    third = _step(table, _plan(**_schedule((0, 1))))
+    assert third.token_ids.tolist() == [-1]
+    assert third.is_decode
 
 
-def test_max_len_ends_a_slot() -> None:
+def test_rows_of_one_step_lie_one_after_another() -> None:
     table = _table()
-    table.update(_plan(releases=[0], **_admit(slot=0, max_len=6), grants=[0, 0, 1, 0, 0, 2]))
-    advance = table.advance(_plan(**_schedule((0, 5))))
-    table.enter_draws(advance.draw_slots, [4])
-    assert len(table.advance(_plan(**_schedule((0, 1)))).draw_slots) == 0
+    _step(table, _plan(**_schedule((0, 5))))
+    plan = _plan(**_admit(slot=3, token_ids=[1, 2, 3]), grants=[3, 0, 6], **_schedule((0, 1), (3, 2)))
+    columns = _step(table, plan)
+    assert columns.query_start_loc.tolist() == [0, 1, 3]
+    assert columns.token_ids.tolist() == [-1, 1, 2]
+    assert columns.token_rows.tolist() == [0, 1, 1]
+    assert columns.draws.tolist() == [True, False]
+    assert not columns.is_decode
 
 
 def test_child_draws_from_its_parents_logits_with_its_own_index() -> None:
     table = _table()
     plan = _plan(**_schedule((0, 5)), forks=[0, 2, 1, 0, 3, 2])
-    table.update(plan)
-    advance = table.advance(plan)
-    assert advance.draw_slots.tolist() == [0, 2, 3]
-    assert advance.logits_index.tolist() == [0, 0, 0]
-    assert advance.result_rows.tolist() == [0, 1, 2]
-    assert table.sequence_index[[0, 2, 3]].tolist() == [0, 1, 2]
-    assert table.block_tables[2].tolist() == table.block_tables[0].tolist()
-    table.enter_draws(advance.draw_slots, [10, 11, 12])
-    copied = table.update(_plan(copies=[2, 0, 1, 2, 6]))
-    assert copied == [(2, 6)]
-    assert table.advance(_plan(**_schedule((2, 1)))).slot_mapping.tolist() == [6 * 4 + 1]
+    changes = table.update(plan)
+    assert changes.forks == [(0, 2, 1), (0, 3, 2)]
+    columns = table.advance(plan, changes)
+    assert columns.slots.tolist() == [0, 2, 3]
+    assert columns.advances.tolist() == [5, 5, 5]
+    assert columns.logits_rows.tolist() == [4, 4, 4]
+    assert columns.query_start_loc.tolist() == [0, 5, 5, 5]
+    assert columns.draws.all()
+
+
+def test_copied_block_replaces_the_shared_one() -> None:
+    table = _table()
+    _step(table, _plan(**_schedule((0, 5)), forks=[0, 2, 1]))
+    plan = _plan(copies=[2, 0, 1, 2, 6], **_schedule((2, 1)))
+    changes = table.update(plan)
+    assert changes.copies == [(2, 6)]
+    assert changes.grants == [(2, 1, 6)]
+    assert table.advance(plan, changes).token_ids.tolist() == [-1]
+    with pytest.raises(PlanError, match="does not hold block 2 at 1"):
+        table.update(_plan(copies=[2, 0, 1, 2, 7]))

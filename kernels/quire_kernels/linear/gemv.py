@@ -38,6 +38,7 @@ def linear_gemv(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    out: Tensor | None = None,
     rows: int = 1,
     span: int = 2048,
     num_warps: int = 8,
@@ -50,7 +51,8 @@ def linear_gemv(
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (1, {weight.shape[1]})")
     if x.stride(1) != 1 or weight.stride(1) != 1:
         raise ValueError("the rows of x and weight must be contiguous")
-    out = torch.empty((1, weight.shape[0]), dtype=x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty((1, weight.shape[0]), dtype=x.dtype, device=x.device)
     _linear_gemv_kernel[(triton.cdiv(weight.shape[0], rows),)](
         x,
         weight,

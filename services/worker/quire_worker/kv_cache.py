@@ -34,10 +34,18 @@ class CacheShape:
 
 
 def num_cache_blocks(
-    shape: CacheShape, config: WorkerConfig, max_model_len: int, device: torch.device
+    shape: CacheShape,
+    config: WorkerConfig,
+    max_model_len: int,
+    device: torch.device,
+    *,
+    step_bytes: int = 0,
 ) -> int:
-    """Blocks that can be granted. Raises `ConfigError`, with the figure that would fit, when they cannot do."""
-    available = _available_bytes(config, device)
+    """Blocks that can be granted, beside the `step_bytes` that a step was measured to need.
+
+    Raises `ConfigError`, with the figure that would fit, when they cannot do.
+    """
+    available = max(0, _available_bytes(config, device) - step_bytes)
     fitting = max(0, available // shape.block_bytes - 1)
     if config.num_gpu_blocks_override is not None:
         if config.num_gpu_blocks_override > fitting:

@@ -1,4 +1,4 @@
-"""From a configuration to a runner: finds the model, loads it, sizes the cache."""
+"""From a configuration to a runner: finds the model and loads it; `assembly` puts the runner together."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from quire.assets import default_served_model_names
 from quire.config import WorkerConfig
 from quire.errors import ConfigError
 from quire.v1 import worker_pb2
-from quire_worker.kv_cache import CacheShape, allocate_cache, num_cache_blocks
+from quire_worker.assembly import build_runner
+from quire_worker.kv_cache import CacheShape
 from quire_worker.model.config import ModelConfig, eos_token_ids, parse_model_config
 from quire_worker.model.decoder import Decoder
 from quire_worker.model.rope import rotary_table
 from quire_worker.model.source import model_directory, read_json
 from quire_worker.model.weights import dummy_weights, load_weights
 from quire_worker.runner import Runner
-from quire_worker.slot_table import SlotTable
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,17 +50,11 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         max_model_len=max_model_len,
     ).to(device)
     shape = CacheShape(model=model, dtype=dtype, block_size=config.block_size)
-    num_blocks = num_cache_blocks(shape, config, max_model_len, device)
-    slots = SlotTable(
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=max_model_len,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        vocab_size=model.vocab_size,
-    )
+    decoder = Decoder(model, weights, rotary)
+    runner, num_blocks = build_runner(decoder, shape, config, max_model_len, device)
     eos = eos_token_ids(read_json(directory / "generation_config.json")) or model.eos_token_ids
     return LoadedModel(
-        runner=Runner(Decoder(model, weights, rotary), allocate_cache(shape, num_blocks, device), slots),
+        runner=runner,
         spec=worker_pb2.ModelSpec(
             model=config.model,
             revision=config.revision or "",

@@ -1,33 +1,36 @@
-"""Executes plans on a device: slots in, forward pass, draws out.
+"""Executes plans on a device: slots in, one step, draws out.
 
-Joins the slot table, the decoder, the cache and the sampler; knows no socket and no scheduler. `execute` returns a
-handle whose result may be collected later, so that a device can be given the next step before this one is read.
+Joins the host's slot table, the batch on the device and the step over it; knows no socket and no scheduler. `execute`
+launches and returns at once: the device can be given the next step before this one is read.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from quire_kernels import SamplingTensors, copy_blocks, sample, token_logprobs
+from quire_kernels import token_logprobs
 from torch import Tensor
 
 from quire.wire.plan import NO_LOGPROBS, StepPlan
-from quire.wire.result import StepResult
-from quire_worker.model.decoder import Decoder, StepInputs
-from quire_worker.slot_table import Advance, Ints, SlotTable
-
-PendingResult = Callable[[], StepResult]
-"""Waits for a step and gives its result."""
+from quire_worker.device_step import DeviceStep
+from quire_worker.pending_result import HostLogprobs, PendingResult
+from quire_worker.slot_table import SlotTable, StepColumns
+from quire_worker.step_graph import StepGraphs
+from quire_worker.step_shape import ShapeTable, StepShape
 
 
 class Runner:
     """One device's share of a group."""
 
-    def __init__(self, decoder: Decoder, kv_cache: Tensor, slots: SlotTable) -> None:
-        self._decoder = decoder
-        self._kv_cache = kv_cache
+    def __init__(
+        self,
+        step: DeviceStep,
+        slots: SlotTable,
+        shapes: ShapeTable | None = None,
+        graphs: StepGraphs | None = None,
+    ) -> None:
+        self._step = step
         self._slots = slots
-        self._device = kv_cache.device
+        self._shapes = shapes
+        self._graphs = graphs
 
     @property
     def num_used_slots(self) -> int:
@@ -40,88 +43,50 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingResult:
-        """Runs one plan. Raises `PlanError` when it contradicts the slots."""
-        slots = self._slots
-        copies = slots.update(plan)
-        if copies:
-            copy_blocks(self._kv_cache, torch.tensor(copies, dtype=torch.int64, device=self._device))
-        advance = slots.advance(plan)
-        logits = self._decoder.forward(self._inputs(advance), self._kv_cache)
-        drawn: list[int] = []
-        if len(advance.draw_slots):
-            logits = logits[self._to_device(advance.logits_index)]
-            drawn = self._draw(logits, advance.draw_slots)
-            slots.enter_draws(advance.draw_slots, drawn)
-        result = _result(plan, advance, drawn)
-        if drawn and (slots.num_logprobs[advance.draw_slots] != NO_LOGPROBS).any():
-            self._add_logprobs(result, logits, advance, drawn)
-        return lambda: result
+        """Launches one plan. Raises `PlanError`, with nothing launched, when it contradicts the slots."""
+        changes = self._slots.update(plan)
+        columns = self._slots.advance(plan, changes)
+        shape = self._shape_of(columns)
+        batch = self._step.batch
+        batch.enter(changes, self._step.kv_cache)
+        batch.load(columns, shape)
+        if self._graphs is None or not self._graphs.replay(shape):
+            self._step.run(shape)
+        return self._pending(plan, columns)
 
-    def _inputs(self, advance: Advance) -> StepInputs:
-        query_start_loc = np.zeros(len(advance.slots) + 1, dtype=np.int32)
-        np.cumsum(advance.query_lens, out=query_start_loc[1:])
-        max_seq_len = int(advance.seq_lens.max())
-        return StepInputs(
-            token_ids=self._to_device(advance.token_ids),
-            positions=self._to_device(advance.positions),
-            slot_mapping=self._to_device(advance.slot_mapping),
-            block_tables=self._to_device(self._slots.block_tables[advance.slots]),
-            query_start_loc=self._to_device(query_start_loc),
-            seq_lens=self._to_device(advance.seq_lens.astype(np.int32)),
-            max_query_len=int(advance.query_lens.max()),
-            max_seq_len=max_seq_len,
-            draw_rows=self._to_device(advance.draw_rows),
+    def _shape_of(self, columns: StepColumns) -> StepShape:
+        if self._shapes is None:
+            return StepShape(columns.num_tokens, columns.num_rows, columns.is_decode)
+        return self._shapes.shape_of(columns.num_tokens, columns.num_rows, is_decode=columns.is_decode)
+
+    def _pending(self, plan: StepPlan, columns: StepColumns) -> PendingResult:
+        drawn = self._step.batch.drawn[: columns.num_rows]
+        logprobs = self._logprobs(columns, drawn)
+        drawn = _to_host_async(drawn)
+        done = None
+        if self._step.kv_cache.is_cuda:
+            done = torch.cuda.Event()
+            done.record()
+        return PendingResult(plan, columns, drawn, logprobs, done)
+
+    def _logprobs(self, columns: StepColumns, drawn: Tensor) -> HostLogprobs | None:
+        rows = np.flatnonzero((columns.num_logprobs != NO_LOGPROBS) & columns.draws)
+        if len(rows) == 0:
+            return None
+        index = torch.from_numpy(rows).to(drawn.device, non_blocking=True)
+        num_top = max(0, int(columns.num_logprobs.max()))
+        logits = self._step.logits(columns.num_rows)
+        # A row of a slot that had ended drew -1; what is computed for it is dropped with it.
+        measured = token_logprobs(logits[index], drawn[index].clamp(min=0), num_top)
+        logprobs, ranks, top_ids, top_logprobs = map(_to_host_async, measured)
+        return HostLogprobs(
+            rows=rows.tolist(), logprobs=logprobs, ranks=ranks, top_ids=top_ids, top_logprobs=top_logprobs
         )
 
-    def _draw(self, logits: Tensor, draw_slots: Ints) -> list[int]:
-        slots = self._slots
-        too_short = np.flatnonzero(slots.known_len[draw_slots] < slots.min_len[draw_slots])
-        if len(too_short):
-            logits = logits.clone()  # log-probabilities are of the raw logits
-            for row in too_short.tolist():
-                # An end-of-sequence token of generation_config.json may lie outside of the vocabulary.
-                stops = [token for token in slots.stop_token_ids[draw_slots[row]] if token < logits.shape[1]]
-                logits[row, stops] = float("-inf")
-        params = SamplingTensors(
-            temperature=self._to_device(slots.temperature[draw_slots]),
-            top_k=self._to_device(slots.top_k[draw_slots]),
-            top_p=self._to_device(slots.top_p[draw_slots]),
-            min_p=self._to_device(slots.min_p[draw_slots]),
-            seed=self._to_device(slots.seed[draw_slots]),
-            sequence_index=self._to_device(slots.sequence_index[draw_slots]),
-            position=self._to_device(slots.known_len[draw_slots].astype(np.int32)),
-        )
-        return sample(logits, params).tolist()
 
-    def _add_logprobs(self, result: StepResult, logits: Tensor, advance: Advance, drawn: list[int]) -> None:
-        """Fills the log-probability columns, in the order of the result's tokens."""
-        wanted = self._slots.num_logprobs[advance.draw_slots]
-        num_top = max(0, int(wanted.max()))
-        tokens = torch.tensor(drawn, dtype=torch.int64, device=self._device)
-        columns = token_logprobs(logits, tokens, num_top)
-        logprobs, ranks, top_ids, top_logprobs = (column.tolist() for column in columns)
-        for draw in np.argsort(advance.result_rows, kind="stable").tolist():
-            num_alternatives = int(wanted[draw])
-            if num_alternatives == NO_LOGPROBS:
-                result.logprob_lens.append(0)
-                continue
-            result.logprob_lens.append(1 + num_alternatives)
-            result.logprob_ids += [drawn[draw], *top_ids[draw][:num_alternatives]]
-            result.logprob_values += [logprobs[draw], *top_logprobs[draw][:num_alternatives]]
-            result.logprob_ranks += [ranks[draw], *range(1, num_alternatives + 1)]
-
-    def _to_device(self, column: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(column)).to(self._device)
-
-
-def _result(plan: StepPlan, advance: Advance, drawn: list[int]) -> StepResult:
-    token_of_row: list[int | None] = [None] * plan.num_rows
-    for row, token in zip(advance.result_rows.tolist(), drawn, strict=True):
-        token_of_row[row] = token
-    return StepResult(
-        group_id=plan.group_id,
-        epoch=plan.epoch,
-        step_id=plan.step_id,
-        num_tokens=[int(token is not None) for token in token_of_row],
-        token_ids=[token for token in token_of_row if token is not None],
-    )
+def _to_host_async(column: Tensor) -> Tensor:
+    """A copy in host memory, complete once the device has reached this point; on a CPU at once."""
+    if not column.is_cuda:
+        return column.clone()
+    host = torch.empty(column.shape, dtype=column.dtype, pin_memory=True)
+    return host.copy_(column, non_blocking=True)

@@ -1,7 +1,9 @@
-"""The persistent batch: what each slot holds, as columns, and how a plan changes it.
+"""The host's view of the persistent batch: what each slot holds, and what a plan makes of it.
 
-Applies the parts of a plan in the order that `quire.wire.plan` documents. Knows tokens, block tables and parameters;
-no model, no tensor library and no socket. A plan that cannot be right raises `PlanError` before anything runs.
+Applies the parts of a plan in the order that `quire.wire.plan` documents, checks each against what the slots hold, and
+says what must change on the device. Lengths are counted as if no slot had ended: whether a stop token was drawn only
+the device knows, and it drops what an ended slot would still do. Knows no model, no tensor library and no socket. A
+plan that cannot be right raises `PlanError` before anything runs.
 """
 
 from dataclasses import dataclass
@@ -9,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quire.wire import SCRATCH_BLOCK
 from quire.wire.plan import NO_LOGPROBS, SlotAdmission, StepPlan
 
 Ints = NDArray[np.int64]
@@ -20,19 +21,45 @@ class PlanError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advance:
-    """The rows of one step, ready for a forward pass. T tokens of S scheduled rows; D draws."""
+class SlotChanges:
+    """What the device must enter before a step, in this order."""
 
-    token_ids: Ints  # [T]
-    positions: Ints  # [T]
-    slot_mapping: Ints  # [T]
-    query_lens: Ints  # [S]
-    seq_lens: Ints  # [S], including this step's tokens
-    slots: Ints  # [S]
-    draw_rows: Ints  # [P]: index, among the T tokens, of each parent row that draws
-    draw_slots: Ints  # [D]: who draws, parents first, then forked children
-    logits_index: Ints  # [D]: which of the P rows of logits each draws from
-    result_rows: Ints  # [D]: row of the step's result that each draw fills
+    admissions: list[SlotAdmission]
+    grants: list[tuple[int, int, int]]
+    """(slot, index in its table, block); of several for one place the last one counts."""
+    copies: list[tuple[int, int]]
+    """(source block, destination block) to copy."""
+    forks: list[tuple[int, int, int]]
+    """(parent slot, child slot, sequence index of the child)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepColumns:
+    """The rows of one step: R rows with T tokens. Forked children follow the scheduled rows and have no token."""
+
+    slots: Ints  # [R]
+    advances: Ints  # [R]: tokens by which each slot moves on; a child moves like its parent
+    query_start_loc: Ints  # [R + 1]
+    logits_rows: Ints  # [R]: token whose logits the row draws from
+    draws: NDArray[np.bool_]  # [R]
+    token_ids: Ints  # [T]: -1 where the slot's last token on the device is meant
+    token_rows: Ints  # [T]
+    num_logprobs: Ints  # [R]
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.slots)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether row i has exactly token i."""
+        return self.num_rows == self.num_tokens and bool((self.advances == 1).all())
 
 
 class SlotTable:
@@ -45,24 +72,16 @@ class SlotTable:
         self._vocab_size = vocab_size
         self._block_size = block_size
         self._max_model_len = max_model_len
-        max_blocks = -(-max_model_len // block_size)
-        self.block_tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
-        self.temperature = np.zeros(max_num_seqs, dtype=np.float32)
-        self.top_p = np.ones(max_num_seqs, dtype=np.float32)
-        self.min_p = np.zeros(max_num_seqs, dtype=np.float32)
-        self.top_k = np.zeros(max_num_seqs, dtype=np.int32)
-        self.seed = np.zeros(max_num_seqs, dtype=np.int64)
-        self.sequence_index = np.zeros(max_num_seqs, dtype=np.int32)
-        self.num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, dtype=np.int32)
-        self.min_len = np.zeros(max_num_seqs, dtype=np.int64)
-        self.known_len = np.zeros(max_num_seqs, dtype=np.int64)
-        self.stop_token_ids: list[frozenset[int]] = [frozenset()] * max_num_seqs
-        self._token_ids = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int32)
-        self._max_len = np.zeros(max_num_seqs, dtype=np.int64)
+        self._max_table_blocks = -(-max_model_len // block_size)
+        self._tables: list[list[int]] = [[] for _ in range(max_num_seqs)]
+        self._given_tokens: list[Ints] = [np.empty(0, np.int64)] * max_num_seqs
+        """Per slot the tokens it was admitted with; later ones stay on the device."""
+        self._num_given = np.zeros(max_num_seqs, dtype=np.int64)
+        self._num_known = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_computed = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_table_blocks = np.zeros(max_num_seqs, dtype=np.int64)
+        self._num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, dtype=np.int64)
         self._is_used = np.zeros(max_num_seqs, dtype=bool)
-        self._has_ended = np.zeros(max_num_seqs, dtype=bool)
 
     @property
     def num_used_slots(self) -> int:
@@ -73,60 +92,73 @@ class SlotTable:
         """Empties every slot."""
         self._is_used[:] = False
 
-    def update(self, plan: StepPlan) -> list[tuple[int, int]]:
-        """Releases, admits, grants and copies; returns the (source, destination) blocks to copy."""
+    def update(self, plan: StepPlan) -> SlotChanges:
+        """Releases, admits, grants, copies and forks; returns what the device must follow."""
         for slot in plan.releases:
             self._is_used[self._checked(slot)] = False
         for admission in plan.admissions:
             self._admit(admission)
-        grants = plan.grants
-        for at in range(0, len(grants), 3):
-            self._grant(grants[at], grants[at + 1], grants[at + 2])
+        triples = zip(*[iter(plan.grants)] * 3, strict=True)
+        grants = [self._grant(slot, kv_group, block) for slot, kv_group, block in triples]
         copies: list[tuple[int, int]] = []
-        for at in range(0, len(plan.copies), 5):
-            slot, kv_group, index, source, destination = plan.copies[at : at + 5]
-            self._copy_block(slot, kv_group, index, source, destination)
+        for slot, kv_group, index, source, destination in zip(*[iter(plan.copies)] * 5, strict=True):
+            grants.append(self._copy_block(slot, kv_group, index, source, destination))
             copies.append((source, destination))
-        return copies
+        forks = [self._fork(*triple) for triple in zip(*[iter(plan.forks)] * 3, strict=True)]
+        return SlotChanges(admissions=plan.admissions, grants=grants, copies=copies, forks=forks)
 
-    def advance(self, plan: StepPlan) -> Advance:
-        """Advances the scheduled slots and forks their children."""
+    def advance(self, plan: StepPlan, changes: SlotChanges) -> StepColumns:
+        """Moves the scheduled slots and the forked children on."""
         slots = np.array(plan.scheduled_slots, dtype=np.int64)
         query_lens = np.array(plan.scheduled_tokens, dtype=np.int64)
         self._check_schedule(slots, query_lens)
-        ended = self._has_ended[slots]
         starts = self._num_computed[slots]
         ends = starts + query_lens
+        draws = ends == self._num_known[slots]
+        query_start_loc = np.zeros(len(slots) + 1, dtype=np.int64)
+        np.cumsum(query_lens, out=query_start_loc[1:])
         token_rows = np.repeat(np.arange(len(slots)), query_lens)
-        first_tokens = np.cumsum(query_lens) - query_lens
-        positions = np.arange(len(token_rows)) - first_tokens[token_rows] + starts[token_rows]
-        token_slots = slots[token_rows]
-        blocks = self.block_tables[token_slots, positions // self._block_size].astype(np.int64)
-        blocks[ended[token_rows]] = SCRATCH_BLOCK
-        draws = ~ended & (ends == self.known_len[slots])
-        self._num_computed[slots] = np.where(ended, starts, ends)
-        draw_slots, logits_index, result_rows = self._fork(plan, slots, np.flatnonzero(draws))
-        return Advance(
-            token_ids=self._token_ids[token_slots, positions].astype(np.int64),
-            positions=positions,
-            slot_mapping=blocks * self._block_size + positions % self._block_size,
-            query_lens=query_lens,
-            seq_lens=ends,
+        columns = StepColumns(
             slots=slots,
-            draw_rows=(first_tokens + query_lens - 1)[draws],
-            draw_slots=draw_slots,
-            logits_index=logits_index,
-            result_rows=result_rows,
+            advances=query_lens,
+            query_start_loc=query_start_loc,
+            logits_rows=query_start_loc[1:] - 1,
+            draws=draws,
+            token_ids=self._token_ids(slots, starts, ends, query_start_loc),
+            token_rows=token_rows,
+            num_logprobs=self._num_logprobs[slots],
         )
+        if changes.forks:
+            columns = self._with_children(columns, changes)
+        self._num_computed[columns.slots] += columns.advances
+        self._num_known[columns.slots] += columns.draws
+        return columns
 
-    def enter_draws(self, slots: Ints, token_ids: list[int]) -> None:
-        """Appends one drawn token per slot; stop tokens and lengths end their slots."""
-        for slot, token in zip(slots.tolist(), token_ids, strict=True):
-            length = self.known_len[slot]
-            self._token_ids[slot, length] = token
-            self.known_len[slot] = length + 1
-            if token in self.stop_token_ids[slot] or length + 1 >= self._max_len[slot]:
-                self._has_ended[slot] = True
+    def _token_ids(self, slots: Ints, starts: Ints, ends: Ints, query_start_loc: Ints) -> Ints:
+        token_ids = np.full(int(query_start_loc[-1]), -1, dtype=np.int64)
+        for row in np.flatnonzero(starts < self._num_given[slots]).tolist():
+            given = self._given_tokens[slots[row]][starts[row] : ends[row]]
+            token_ids[query_start_loc[row] : query_start_loc[row] + len(given)] = given
+        return token_ids
+
+    def _with_children(self, columns: StepColumns, changes: SlotChanges) -> StepColumns:
+        row_of_slot = {slot: row for row, slot in enumerate(columns.slots.tolist()) if columns.draws[row]}
+        for parent, child, _index in changes.forks:
+            if parent not in row_of_slot:
+                raise PlanError(f"fork of slot {parent} into {child}: the parent does not draw")
+        parents = np.array([row_of_slot[parent] for parent, _child, _index in changes.forks], dtype=np.int64)
+        children = np.array([child for _parent, child, _index in changes.forks], dtype=np.int64)
+        ends = np.full(len(children), columns.num_tokens)
+        return StepColumns(
+            slots=np.concatenate((columns.slots, children)),
+            advances=np.concatenate((columns.advances, columns.advances[parents])),
+            query_start_loc=np.concatenate((columns.query_start_loc, ends)),
+            logits_rows=np.concatenate((columns.logits_rows, columns.logits_rows[parents])),
+            draws=np.concatenate((columns.draws, columns.draws[parents])),
+            token_ids=columns.token_ids,
+            token_rows=columns.token_rows,
+            num_logprobs=np.concatenate((columns.num_logprobs, columns.num_logprobs[parents])),
+        )
 
     def _admit(self, admission: SlotAdmission) -> None:
         slot = self._checked(admission.slot)
@@ -146,82 +178,54 @@ class SlotTable:
                 f"size is {self._vocab_size}"
             )
         self._is_used[slot] = True
-        self._has_ended[slot] = False
-        self._token_ids[slot, :num_tokens] = admission.token_ids
-        self.known_len[slot] = num_tokens
+        self._given_tokens[slot] = np.array(admission.token_ids, dtype=np.int64)
+        self._num_given[slot] = self._num_known[slot] = num_tokens
         self._num_computed[slot] = admission.num_computed_tokens
+        self._tables[slot] = []
         self._num_table_blocks[slot] = 0
-        self.temperature[slot] = admission.temperature
-        self.top_k[slot] = admission.top_k
-        self.top_p[slot] = admission.top_p
-        self.min_p[slot] = admission.min_p
-        self.seed[slot] = admission.seed
-        self.sequence_index[slot] = admission.sequence_index
-        self.num_logprobs[slot] = admission.num_logprobs
-        self.min_len[slot] = admission.min_len
-        self._max_len[slot] = admission.max_len
-        self.stop_token_ids[slot] = frozenset(admission.stop_token_ids)
+        self._num_logprobs[slot] = admission.num_logprobs
 
-    def _grant(self, slot: int, kv_group: int, block: int) -> None:
-        num_blocks = self._num_table_blocks[self._used(slot)]
+    def _grant(self, slot: int, kv_group: int, block: int) -> tuple[int, int, int]:
+        table = self._tables[self._used(slot)]
         self._check_kv_group(kv_group)
-        if num_blocks >= self.block_tables.shape[1]:
-            raise PlanError(
-                f"grant of block {block} to slot {slot}: its table of {num_blocks} blocks is full"
-            )
-        self.block_tables[slot, num_blocks] = self._checked_block(block)
-        self._num_table_blocks[slot] = num_blocks + 1
+        index = len(table)
+        if index >= self._max_table_blocks:
+            raise PlanError(f"grant of block {block} to slot {slot}: its table of {index} blocks is full")
+        table.append(self._checked_block(block))
+        self._num_table_blocks[slot] = index + 1
+        return slot, index, block
 
-    def _copy_block(self, slot: int, kv_group: int, index: int, source: int, destination: int) -> None:
+    def _copy_block(
+        self, slot: int, kv_group: int, index: int, source: int, destination: int
+    ) -> tuple[int, int, int]:
         self._check_kv_group(kv_group)
-        num_blocks = self._num_table_blocks[self._used(slot)]
-        if not 0 <= index < num_blocks or self.block_tables[slot, index] != source:
+        table = self._tables[self._used(slot)]
+        if not 0 <= index < len(table) or table[index] != source:
             raise PlanError(f"copy: slot {slot} does not hold block {source} at {index}")
-        self.block_tables[slot, index] = self._checked_block(destination)
+        table[index] = self._checked_block(destination)
+        return slot, index, destination
 
-    def _fork(self, plan: StepPlan, slots: Ints, drawing_rows: Ints) -> tuple[Ints, Ints, Ints]:
-        """Copies parents into children; returns who draws, from which logits, into which result row."""
-        draw_slots = slots[drawing_rows].tolist()
-        logits_of_slot = {slot: index for index, slot in enumerate(draw_slots)}
-        logits_index = list(range(len(draw_slots)))
-        result_rows = drawing_rows.tolist()
-        for number, at in enumerate(range(0, len(plan.forks), 3)):
-            parent, child, sequence_index = plan.forks[at : at + 3]
-            if self._is_used[self._checked(child)] or parent not in logits_of_slot:
-                raise PlanError(
-                    f"fork of slot {parent} into {child}: the child is in use or the parent does not draw"
-                )
-            self._copy_slot(parent, child, sequence_index)
-            draw_slots.append(child)
-            logits_index.append(logits_of_slot[parent])
-            result_rows.append(len(slots) + number)
-        return (
-            np.array(draw_slots, np.int64),
-            np.array(logits_index, np.int64),
-            np.array(result_rows, np.int64),
-        )
-
-    def _copy_slot(self, parent: int, child: int, sequence_index: int) -> None:
+    def _fork(self, parent: int, child: int, sequence_index: int) -> tuple[int, int, int]:
+        if self._is_used[self._checked(child)] or not self._is_used[self._checked(parent)]:
+            raise PlanError(f"fork of slot {parent} into {child}: the child is in use or the parent is empty")
         for column in (
-            self.block_tables, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, self.num_logprobs,
-            self.min_len, self.known_len, self._token_ids, self._max_len, self._num_computed,
-            self._num_table_blocks, self._is_used, self._has_ended,
+            self._num_given, self._num_known, self._num_computed, self._num_table_blocks, self._num_logprobs,
+            self._is_used,
         ):  # fmt: skip
             column[child] = column[parent]
-        self.stop_token_ids[child] = self.stop_token_ids[parent]
-        self.sequence_index[child] = sequence_index
+        self._given_tokens[child] = self._given_tokens[parent]
+        self._tables[child] = list(self._tables[parent])
+        return parent, child, sequence_index
 
     def _check_schedule(self, slots: Ints, query_lens: Ints) -> None:
         if len(slots) == 0:
             raise PlanError("a plan that schedules nothing")
         if slots.min() < 0 or slots.max() >= len(self._is_used) or not self._is_used[slots].all():
             raise PlanError("a plan that schedules an empty slot")
-        if query_lens.min() < 1 or len(np.unique(slots)) != len(slots):
+        if query_lens.min() < 1 or np.bincount(slots).max() > 1:
             raise PlanError("a plan that schedules a slot twice or by no token")
         ends = self._num_computed[slots] + query_lens
-        over = ~self._has_ended[slots] & (
-            (ends > self.known_len[slots]) | (ends > self._num_table_blocks[slots] * self._block_size)
-        )
+        over = (ends > self._num_known[slots]) | (ends > self._num_table_blocks[slots] * self._block_size)
         if over.any():
             raise PlanError(f"slot {slots[over][0]} is scheduled past the tokens or blocks it has")
 

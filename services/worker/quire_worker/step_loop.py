@@ -1,14 +1,16 @@
 """The worker's step loop: one thread that owns the ZeroMQ socket and the device.
 
-Receives plans, refuses what is out of order, executes and answers. Talks to the rest of the process through a bounded
-queue of commands (in) and plain attributes (out), so that neither ever waits for the other. Knows no gRPC.
+Receives plans, refuses what is out of order, launches and answers: the next plan is launched while the device still
+works on the one before. Talks to the rest of the process through a bounded queue of commands (in) and plain attributes
+(out), so that neither ever waits for the other. Knows no gRPC.
 """
 
 import logging
 import queue
 import threading
+from collections import deque
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 
 import zmq
 
@@ -17,6 +19,7 @@ from quire.rpc import MAX_MESSAGE_BYTES
 from quire.wire.codec import FrameError, decode_plan, encode_ready, encode_refusal, encode_result
 from quire.wire.plan import StepPlan
 from quire.wire.result import StepRefusal, WorkerReady
+from quire_worker.pending_result import PendingResult
 from quire_worker.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,10 @@ _HIGH_WATER_MARK = 64
 _POLL_MS = 1000
 _SEND_TIMEOUT_MS = 5000
 _MAX_COMMANDS = 64
+_MAX_LAUNCHED = 8
+"""Steps the device may be given ahead; the scheduler's pipeline depth is far below."""
+
+_DEVICE_POLL_S = 20e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class StepLoop:
         self._bell.bind("inproc://step-loop")
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
         self._socket: zmq.Socket[bytes] | None = None
+        self._launched: deque[PendingResult] = deque()
         self._group_id = 0
         self._next_step_id = 0
         self._is_broken = False
@@ -104,13 +112,17 @@ class StepLoop:
         poller.register(bell, zmq.POLLIN)
         try:
             while True:
-                ready = dict(poller.poll(_POLL_MS))
+                ready = dict(poller.poll(0 if self._launched else _POLL_MS))
                 if bell in ready:
                     bell.recv()
                     if not self._obey(self._commands.get_nowait(), poller):
                         return
-                elif self._socket is not None and self._socket in ready:
+                elif (
+                    self._socket is not None and self._socket in ready and len(self._launched) < _MAX_LAUNCHED
+                ):
                     self._receive(self._socket)
+                elif self._launched:
+                    self._collect()
         except Exception:
             logger.exception("the step loop failed")
         finally:
@@ -127,6 +139,7 @@ class StepLoop:
                 self._begin_epoch(command.epoch)
             case Stop():
                 self._was_stopped = True
+                self._collect_all()
                 return False
         return True
 
@@ -148,6 +161,9 @@ class StepLoop:
         self._group_id = assign.group_id
 
     def _begin_epoch(self, epoch: int) -> None:
+        # What is still on the device belongs to an epoch that has ended; later steps run after it.
+        self._launched.clear()
+        self.busy = False
         self._runner.drop_slots()
         self.epoch = epoch
         self._next_step_id = 0
@@ -169,23 +185,35 @@ class StepLoop:
         if plan.step_id > self._next_step_id:
             self._refuse(plan, f"step {self._next_step_id} is missing before step {plan.step_id}")
             return
-        self._execute(plan)
+        self._launch(plan)
 
-    def _execute(self, plan: StepPlan) -> None:
+    def _launch(self, plan: StepPlan) -> None:
         self.busy = True
         try:
-            result = self._runner.execute(plan)()
+            self._launched.append(self._runner.execute(plan))
         except Exception as error:
             logger.exception("a step failed", extra={"step": plan.step_id, "epoch": plan.epoch})
+            self._collect_all()
             self._refuse(plan, f"{type(error).__name__}: {error}")
             return
-        finally:
-            self.busy = False
-            self.last_step_end = monotonic()
         self._next_step_id += 1
-        self.last_step_id = plan.step_id
+
+    def _collect(self) -> None:
+        """Answers the oldest launched step if it is done. Raises what the device says of one that failed."""
+        if not self._launched[0].is_ready:
+            sleep(_DEVICE_POLL_S)
+            return
+        result = self._launched.popleft()()
+        self.busy = bool(self._launched)
+        self.last_step_end = monotonic()
+        self.last_step_id = result.step_id
         self.num_steps += 1
         self._answer(encode_result(result))
+
+    def _collect_all(self) -> None:
+        while self._launched:
+            self._collect()
+        self.busy = False
 
     def _refuse(self, plan: StepPlan, error: str) -> None:
         self._is_broken = True

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from quire_kernels import (
     fused_add_rms_norm,
+    linear,
     paged_attention,
     rms_norm,
     rotary_embedding_and_cache,
     silu_and_mul,
 )
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
 from quire_worker.model.config import ModelConfig
 from quire_worker.model.weights import LayerWeights, Weights
@@ -33,7 +34,9 @@ class StepInputs:
     seq_lens: Tensor  # [S] int32: length including this step's tokens
     max_query_len: int
     max_seq_len: int
-    draw_rows: Tensor  # [D] int64: rows of the hidden states whose logits are wanted
+    logits_rows: (
+        Tensor | None
+    )  # [R]: tokens whose logits are wanted, some more than once; None: every one, once
 
 
 class Decoder:
@@ -45,9 +48,14 @@ class Decoder:
         self._rotary = rotary
         self._scale = config.head_dim**-0.5
 
+    def allocate_logits(self, num_rows: int) -> Tensor:
+        """Room for the logits `[num_rows, vocab]` of a step, in the weights' type."""
+        lm_head = self._weights.lm_head
+        return torch.empty((num_rows, self._config.vocab_size), dtype=lm_head.dtype, device=lm_head.device)
+
     @torch.inference_mode()
-    def forward(self, inputs: StepInputs, kv_cache: Tensor) -> Tensor:
-        """Logits `[D, vocab]` in float32.
+    def forward(self, inputs: StepInputs, kv_cache: Tensor, logits: Tensor) -> None:
+        """Fills `logits [R, vocab]` with those after the tokens `inputs.logits_rows`.
 
         `kv_cache` is `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` and is written in place.
         """
@@ -58,17 +66,18 @@ class Decoder:
             window = self._config.sliding_windows[index]
             attended = self._attention(layer, hidden, inputs, kv_cache[index], window)
             is_last = index + 1 == len(weights.layers)
-            if is_last:  # the cache is complete: only rows that draw go on
-                attended, residual = attended[inputs.draw_rows], residual[inputs.draw_rows]
-                if len(attended) == 0:
-                    return attended.new_empty((0, self._config.vocab_size), dtype=torch.float32)
+            if (
+                is_last and inputs.logits_rows is not None
+            ):  # the cache is complete: only rows whose logits are wanted go on
+                attended = attended.index_select(0, inputs.logits_rows)
+                residual = residual.index_select(0, inputs.logits_rows)
             hidden, residual = fused_add_rms_norm(attended, residual, layer.post_norm, eps)
             hidden = linear(
                 silu_and_mul(linear(hidden, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias
             )
             norm = weights.norm if is_last else weights.layers[index + 1].input_norm
             hidden, residual = fused_add_rms_norm(hidden, residual, norm, eps)
-        return linear(hidden, weights.lm_head).float()
+        linear(hidden, weights.lm_head, out=logits)
 
     def _attention(
         self, layer: LayerWeights, hidden: Tensor, inputs: StepInputs, kv: Tensor, window: int | None

@@ -1,0 +1,104 @@
+"""Slot updates in torch, in place: the truth for the kernels, and the implementation on a CPU."""
+
+import torch
+from torch import Tensor
+
+from quire_kernels.slots.state import SCRATCH_BLOCK, SlotState, StepRows, StepTensors
+
+# Fields of an admission record.
+_INT_FIELDS = ("num_computed", "top_k", "sequence_index", "min_len", "num_stop_tokens")
+_FLOAT_FIELDS = ("temperature", "top_p", "min_p")
+_FIRST_INT, _FIRST_FLOAT, _FIRST_STOP, _SEED = 1, 6, 9, 10
+
+
+def admit_slots(state: SlotState, records: Tensor, stop_token_ids: Tensor) -> None:
+    """Fill the slots that ``records [A, ADMISSION_WIDTH]`` int32 name, which begin without a block.
+
+    A record is: slot, num_computed, top_k, sequence_index, min_len, num_stop_tokens, the bits of temperature, top_p
+    and min_p as float32, where in ``stop_token_ids`` its stop tokens start, and the low and high half of the seed.
+    """
+    if records.shape[0] == 0:
+        return
+    slots = records[:, 0].long()
+    for at, name in enumerate(_INT_FIELDS, _FIRST_INT):
+        getattr(state, name)[slots] = records[:, at]
+    for at, name in enumerate(_FLOAT_FIELDS, _FIRST_FLOAT):
+        getattr(state, name)[slots] = records[:, at].contiguous().view(torch.float32)
+    state.seed[slots] = records[:, _SEED : _SEED + 2].contiguous().view(torch.int64).squeeze(1)
+    state.has_ended[slots] = 0
+    for slot, num_stops, start in records[:, [0, 5, _FIRST_STOP]].tolist():
+        state.stop_token_ids[slot, :num_stops] = stop_token_ids[start : start + num_stops]
+
+
+def grant_blocks(state: SlotState, grants: Tensor) -> None:
+    """Enter the blocks of ``grants [G, 3]`` int32, triples (slot, index in its table, block)."""
+    if grants.shape[0]:
+        slot, index, block = grants.long().unbind(1)
+        state.block_tables[slot, index] = block.int()
+
+
+def fork_slots(state: SlotState, forks: Tensor) -> None:
+    """Make the children of ``forks [F, 3]`` int32, triples (parent, child, index of the child), like their parents."""
+    for parent, child, index in forks.tolist():
+        for column in vars(state).values():
+            column[child] = column[parent]
+        state.sequence_index[child] = index
+
+
+def prepare_step(state: SlotState, rows: StepRows, block_size: int, out: StepTensors) -> None:
+    """Fill ``out`` with what the step's forward pass and sampler read.
+
+    Tokens of ended slots, and those of padding, are written to the scratch block.
+    """
+    slots, token_rows = rows.slots.long(), rows.token_rows.long()
+    is_padding = token_rows < 0
+    token_rows = token_rows.clamp(min=0)
+    token_slots = slots[token_rows].masked_fill(is_padding, state.scratch_slot)
+    offset = torch.arange(len(token_rows), device=slots.device) - rows.query_start_loc.long()[token_rows]
+    positions = (state.num_computed.long()[token_slots] + offset).masked_fill(is_padding, 0)
+    blocks = state.block_tables[token_slots, positions // block_size].long()
+    blocks.masked_fill_(state.has_ended[token_slots] != 0, SCRATCH_BLOCK)
+    given = rows.token_ids.long()
+    out.token_ids.copy_(
+        torch.where(given >= 0, given, state.last_token[token_slots]).masked_fill(is_padding, 0)
+    )
+    out.positions.copy_(positions)
+    out.slot_mapping.copy_(blocks * block_size + positions % block_size)
+    out.seq_lens.copy_(state.num_computed[slots] + rows.advances)
+    for name in ("block_tables", "temperature", "top_k", "top_p", "min_p", "seed", "sequence_index"):
+        getattr(out, name).copy_(getattr(state, name)[slots])
+
+
+def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tensor) -> None:
+    """Move the slots on by their rows' tokens and enter what was drawn: ``tokens [R]``.
+
+    ``drawn [R]`` int32 becomes the token of each row that drew one and -1 elsewhere: rows that do not draw, and those
+    of slots that had ended. A stop token ends its slot.
+    """
+    slots = rows.slots.long()
+    is_live = state.has_ended[slots] == 0
+    draws = is_live & (rows.draws != 0)
+    tokens = tokens.int()
+    state.num_computed[slots] += rows.advances * is_live
+    state.last_token[slots] = torch.where(draws, tokens, state.last_token[slots])
+    longest = state.stop_token_ids.shape[1] if slots.is_cuda else int(state.num_stop_tokens[slots].max())
+    place = torch.arange(longest, device=slots.device)
+    is_stop = (state.stop_token_ids[slots, :longest] == tokens.unsqueeze(1)) & (
+        place < state.num_stop_tokens[slots].unsqueeze(1)
+    )
+    state.has_ended[slots] |= (draws & is_stop.any(1)).int()
+    drawn.copy_(torch.where(draws, tokens, -1))
+
+
+def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> Tensor:
+    """Return logits ``[R, V]`` in which rows shorter than their ``min_len`` cannot draw a stop token."""
+    slots = rows.slots.long()
+    too_short = (seq_lens < state.min_len[slots]).nonzero().squeeze(1).tolist()
+    if not too_short:
+        return logits
+    logits = logits.clone()  # log-probabilities are of the raw logits
+    for row in too_short:
+        slot = slots[row]
+        stops = state.stop_token_ids[slot, : int(state.num_stop_tokens[slot])].long()
+        logits[row, stops[stops < logits.shape[1]]] = float("-inf")
+    return logits

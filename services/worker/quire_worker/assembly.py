@@ -1,0 +1,106 @@
+"""Puts a runner together for a device: buffers, a cache sized by what a step was measured to need, captured steps."""
+
+import logging
+from time import perf_counter
+
+import torch
+
+from quire.config import WorkerConfig
+from quire_worker.device_batch import DeviceBatch
+from quire_worker.device_step import DeviceStep
+from quire_worker.kv_cache import CacheShape, allocate_cache, num_cache_blocks
+from quire_worker.model.config import ModelConfig
+from quire_worker.model.decoder import Decoder
+from quire_worker.runner import Runner
+from quire_worker.slot_table import SlotTable
+from quire_worker.step_graph import StepGraphs
+from quire_worker.step_shape import ShapeTable, StepShape
+
+logger = logging.getLogger(__name__)
+
+_EAGER_HOST_US_PER_LAYER = 400
+"""Host time of one eagerly launched layer, measured on the host of an H200."""
+
+_MATRIX_FLOP_PER_US = 700e6
+"""Rate at which a large step computes there."""
+
+_GRAPH_BYTES = 512 * 2**20
+"""Driver memory of a hundred graphs, with room."""
+
+
+def build_runner(
+    decoder: Decoder, cache: CacheShape, config: WorkerConfig, max_model_len: int, device: torch.device
+) -> tuple[Runner, int]:
+    """The runner and the number of its KV blocks. Raises `ConfigError` when the cache does not fit."""
+    max_blocks = -(-max_model_len // cache.block_size)
+    batch = DeviceBatch(
+        max_num_seqs=config.max_num_seqs,
+        max_num_tokens=config.step_token_limit,
+        max_blocks=max_blocks,
+        device=device,
+    )
+
+    def step_over(num_blocks: int) -> DeviceStep:
+        return DeviceStep(
+            decoder,
+            allocate_cache(cache, num_blocks, device),
+            batch,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=max_model_len,
+        )
+
+    is_cuda = device.type == "cuda"
+    shapes = _shape_table(cache.model, config) if is_cuda else None
+    step_bytes = _measured_step_bytes(step_over(1), config) if is_cuda else 0
+    num_blocks = num_cache_blocks(cache, config, max_model_len, device, step_bytes=step_bytes)
+    step = step_over(num_blocks)
+    slots = SlotTable(
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        block_size=cache.block_size,
+        vocab_size=cache.model.vocab_size,
+    )
+    graphs = _captured(step, shapes) if shapes is not None and not config.enforce_eager else None
+    return Runner(step, slots, shapes, graphs), num_blocks
+
+
+def graph_token_limit(model: ModelConfig) -> int:
+    """Tokens from which on a step computes for at least twice as long as its eager launch takes."""
+    per_layer = model.hidden_size * (2 * model.q_size + 2 * model.kv_size + 3 * model.intermediate_size)
+    tokens = 2 * _EAGER_HOST_US_PER_LAYER * _MATRIX_FLOP_PER_US / (2 * per_layer)
+    return int(tokens)
+
+
+def _shape_table(model: ModelConfig, config: WorkerConfig) -> ShapeTable:
+    limit = 0 if config.enforce_eager else graph_token_limit(model)
+    return ShapeTable(config.max_num_seqs, config.step_token_limit, limit)
+
+
+def _measured_step_bytes(step: DeviceStep, config: WorkerConfig) -> int:
+    """Peak memory of the largest step, beside weights and buffers; captured steps need it a second time."""
+    largest = StepShape(config.step_token_limit, config.max_num_seqs, False)
+    step.batch.load_padding(largest)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step.run(largest)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    torch.cuda.empty_cache()
+    return peak if config.enforce_eager else 2 * peak + _GRAPH_BYTES
+
+
+def _captured(step: DeviceStep, shapes: ShapeTable) -> StepGraphs:
+    started = perf_counter()
+    wanted = shapes.captured()
+    graphs = StepGraphs()
+
+    def report(num_captured: int) -> None:
+        if num_captured % 16 == 0 or num_captured == len(wanted):
+            seconds = round(perf_counter() - started, 1)
+            logger.info(
+                "capturing steps", extra={"captured": num_captured, "of": len(wanted), "seconds": seconds}
+            )
+
+    graphs.capture(wanted, step.batch.load_padding, step.run, report)
+    return graphs

@@ -1,0 +1,192 @@
+"""The persistent batch on the device: its slots, and the buffers through which a step is told and answers.
+
+Everything a captured graph reads has a fixed address here. The host writes one packed buffer per step; copies from
+it are asynchronous, over memory that torch keeps until they are done. Knows no plan and no model.
+"""
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from quire_kernels import (
+    SlotState,
+    StepRows,
+    StepTensors,
+    admit_slots,
+    allocate_slot_state,
+    copy_blocks,
+    fork_slots,
+    grant_blocks,
+)
+from quire_kernels.slots.state import ADMISSION_WIDTH
+from torch import Tensor
+
+from quire.wire.plan import SlotAdmission
+from quire_worker.slot_table import SlotChanges, StepColumns
+from quire_worker.step_shape import StepShape
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+_NO_INTS = np.empty(0, dtype=np.int64)
+_NOTHING = StepColumns(
+    slots=_NO_INTS,
+    advances=_NO_INTS,
+    query_start_loc=np.zeros(1, dtype=np.int64),
+    logits_rows=_NO_INTS,
+    draws=np.empty(0, dtype=np.bool_),
+    token_ids=_NO_INTS,
+    token_rows=_NO_INTS,
+    num_logprobs=_NO_INTS,
+)
+
+
+class DeviceBatch:
+    """Slots and step buffers of one device."""
+
+    def __init__(
+        self, *, max_num_seqs: int, max_num_tokens: int, max_blocks: int, device: torch.device
+    ) -> None:
+        self.state: SlotState = allocate_slot_state(max_num_seqs, max_blocks, device)
+        self.drawn = torch.empty(max_num_seqs, dtype=torch.int32, device=device)
+        self._device = device
+        self._packed = torch.zeros(
+            _packed_size(max_num_tokens, max_num_seqs), dtype=torch.int32, device=device
+        )
+        self._tensors = _allocate_tensors(max_num_tokens, max_num_seqs, max_blocks, device)
+
+    def enter(self, changes: SlotChanges, kv_cache: Tensor) -> None:
+        """Follows the changes that a plan makes to slots and blocks."""
+        if changes.admissions:
+            records, stops = _admission_records(changes.admissions)
+            admit_slots(self.state, self._to_device(records), self._to_device(stops))
+        if changes.grants:
+            block_at = {(slot, index): block for slot, index, block in changes.grants}
+            triples = [(slot, index, block) for (slot, index), block in block_at.items()]
+            grant_blocks(self.state, self._to_device(np.array(triples, dtype=np.int32)))
+        if changes.copies:
+            copy_blocks(kv_cache, self._to_device(np.array(changes.copies, dtype=np.int64)))
+        if changes.forks:
+            fork_slots(self.state, self._to_device(np.array(changes.forks, dtype=np.int32)))
+
+    def load_padding(self, shape: StepShape) -> None:
+        """Makes the next step one of nothing but padding: it computes, and changes no slot."""
+        self.load(_NOTHING, shape)
+
+    def load(self, columns: StepColumns, shape: StepShape) -> None:
+        """Puts the rows of a step, padded to `shape`, where its kernels look."""
+        packed = np.empty(_packed_size(shape.num_tokens, shape.num_rows), dtype=np.int32)
+        views = _split(packed, shape.num_tokens, shape.num_rows)
+        paddings = (self.state.scratch_slot, 0, columns.num_tokens, 0, 0, 0, -1)
+        parts = (
+            columns.slots,
+            columns.advances,
+            columns.query_start_loc,
+            columns.logits_rows,
+            columns.draws,
+            columns.token_ids,
+            columns.token_rows,
+        )
+        for view, part, padding in zip(views, parts, paddings, strict=True):
+            view[: len(part)] = part
+            view[len(part) :] = padding
+        self._packed[: len(packed)].copy_(self._to_device(packed), non_blocking=True)
+
+    def rows(self, shape: StepShape) -> StepRows:
+        """The rows of a step, as its kernels see them."""
+        slots, advances, query_start_loc, logits_rows, draws, token_ids, token_rows = _split(
+            self._packed, shape.num_tokens, shape.num_rows
+        )
+        return StepRows(
+            slots=slots,
+            advances=advances,
+            query_start_loc=query_start_loc,
+            logits_rows=logits_rows,
+            draws=draws,
+            token_ids=token_ids,
+            token_rows=token_rows,
+        )
+
+    def tensors(self, shape: StepShape) -> StepTensors:
+        """What a step's first kernel fills for the others."""
+        num_tokens, num_rows, all_of = shape.num_tokens, shape.num_rows, self._tensors
+        return StepTensors(
+            token_ids=all_of.token_ids[:num_tokens],
+            positions=all_of.positions[:num_tokens],
+            slot_mapping=all_of.slot_mapping[:num_tokens],
+            seq_lens=all_of.seq_lens[:num_rows],
+            block_tables=all_of.block_tables[:num_rows],
+            temperature=all_of.temperature[:num_rows],
+            top_k=all_of.top_k[:num_rows],
+            top_p=all_of.top_p[:num_rows],
+            min_p=all_of.min_p[:num_rows],
+            seed=all_of.seed[:num_rows],
+            sequence_index=all_of.sequence_index[:num_rows],
+        )
+
+    def _to_device(self, column: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(column)
+        if self._device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _allocate_tensors(num_tokens: int, num_rows: int, max_blocks: int, device: torch.device) -> StepTensors:
+    def longs(size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64, device=device)
+
+    def ints(*size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int32, device=device)
+
+    def floats() -> Tensor:
+        return torch.zeros(num_rows, dtype=torch.float32, device=device)
+
+    return StepTensors(
+        token_ids=longs(num_tokens),
+        positions=longs(num_tokens),
+        slot_mapping=longs(num_tokens),
+        seq_lens=ints(num_rows),
+        block_tables=ints(num_rows, max_blocks),
+        temperature=floats(),
+        top_k=ints(num_rows),
+        top_p=floats(),
+        min_p=floats(),
+        seed=longs(num_rows),
+        sequence_index=ints(num_rows),
+    )
+
+
+def _packed_size(num_tokens: int, num_rows: int) -> int:
+    return 5 * num_rows + 1 + 2 * num_tokens
+
+
+def _split(packed: Array, num_tokens: int, num_rows: int) -> list[Array]:
+    """The columns of `StepRows`, in order, as views of a packed buffer."""
+    views: list[Array] = []
+    at = 0
+    for size in (num_rows, num_rows, num_rows + 1, num_rows, num_rows, num_tokens, num_tokens):
+        views.append(packed[at : at + size])
+        at += size
+    return views
+
+
+def _admission_records(admissions: list[SlotAdmission]) -> tuple[np.ndarray, np.ndarray]:
+    """Records as `quire_kernels.slots.reference.admit_slots` describes them, and their stop tokens."""
+    records = np.zeros((len(admissions), ADMISSION_WIDTH), dtype=np.int32)
+    stops: list[int] = []
+    floats = np.array([(a.temperature, a.top_p, a.min_p) for a in admissions], dtype=np.float32)
+    seeds = np.array([a.seed for a in admissions], dtype=np.int64)
+    for record, a in zip(records, admissions, strict=True):
+        record[:6] = (
+            a.slot,
+            a.num_computed_tokens,
+            a.top_k,
+            a.sequence_index,
+            a.min_len,
+            len(a.stop_token_ids),
+        )
+        record[9] = len(stops)
+        stops += a.stop_token_ids
+    records[:, 6:9] = floats.view(np.int32)
+    records[:, 10:12] = seeds.view(np.int32).reshape(-1, 2)
+    return records, np.array(stops, dtype=np.int32)

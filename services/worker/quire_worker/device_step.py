@@ -1,0 +1,76 @@
+"""One whole step on the device, from slots to slots: read, embed, run all layers, draw, move on.
+
+A fixed sequence of launches for each shape, with no look at a value and no wait for the host, so that it can be
+captured. Knows the decoder, the cache and the batch; no plan.
+"""
+
+import torch
+from quire_kernels import (
+    SamplingTensors,
+    StepRows,
+    StepTensors,
+    advance_slots,
+    mask_early_stops,
+    prepare_step,
+    sample,
+)
+from torch import Tensor
+
+from quire_worker.device_batch import DeviceBatch
+from quire_worker.model.decoder import Decoder, StepInputs
+from quire_worker.step_shape import StepShape
+
+
+class DeviceStep:
+    """Runs steps of any shape over one batch and one cache."""
+
+    def __init__(
+        self, decoder: Decoder, kv_cache: Tensor, batch: DeviceBatch, *, max_num_seqs: int, max_model_len: int
+    ) -> None:
+        self.batch = batch
+        self._decoder = decoder
+        self.kv_cache = kv_cache
+        self._block_size = kv_cache.shape[3]
+        self._max_model_len = max_model_len
+        self._logits = decoder.allocate_logits(max_num_seqs)
+
+    @torch.inference_mode()
+    def run(self, shape: StepShape) -> None:
+        """Launches everything; what the rows drew is in `batch.drawn` when the device gets there."""
+        batch = self.batch
+        rows, tensors = batch.rows(shape), batch.tensors(shape)
+        prepare_step(batch.state, rows, self._block_size, tensors)
+        logits = self.logits(shape.num_rows)
+        self._decoder.forward(self._inputs(shape, rows, tensors), self.kv_cache, logits)
+        masked = mask_early_stops(batch.state, rows, tensors.seq_lens, logits)
+        tokens = sample(masked, _sampling(tensors))
+        advance_slots(batch.state, rows, tokens, batch.drawn[: shape.num_rows])
+
+    def logits(self, num_rows: int) -> Tensor:
+        """Logits `[num_rows, vocab]` of the last step, until the next one."""
+        return self._logits[:num_rows]
+
+    def _inputs(self, shape: StepShape, rows: StepRows, tensors: StepTensors) -> StepInputs:
+        return StepInputs(
+            token_ids=tensors.token_ids,
+            positions=tensors.positions,
+            slot_mapping=tensors.slot_mapping,
+            block_tables=tensors.block_tables,
+            query_start_loc=rows.query_start_loc,
+            seq_lens=tensors.seq_lens,
+            max_query_len=1 if shape.is_decode else shape.num_tokens,
+            max_seq_len=self._max_model_len,
+            logits_rows=None if shape.is_decode else rows.logits_rows,
+        )
+
+
+def _sampling(tensors: StepTensors) -> SamplingTensors:
+    return SamplingTensors(
+        temperature=tensors.temperature,
+        top_k=tensors.top_k,
+        top_p=tensors.top_p,
+        min_p=tensors.min_p,
+        seed=tensors.seed,
+        sequence_index=tensors.sequence_index,
+        position=tensors.seq_lens,
+    )

@@ -1,0 +1,71 @@
+"""The padded sizes of a step, as a pure function of its plan: every rank and every replay chooses alike.
+
+A graph is captured per shape, so there must be few of them; padding is wasted work, so they must be close. Knows
+numbers only.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+_TOKEN_MULTIPLE = 64
+"""Steps too large for a graph are padded to this, so that launch arguments stay of one kind."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StepShape:
+    """T tokens in R rows, padding included."""
+
+    num_tokens: int
+    num_rows: int
+    is_decode: bool
+    """Whether row i has exactly token i, or is padding."""
+
+
+class ShapeTable:
+    """The shapes of a device; `exact` ones where nothing is captured."""
+
+    def __init__(self, max_num_seqs: int, max_num_tokens: int, graph_token_limit: int) -> None:
+        self._decode_rows = _up_to(max_num_seqs, _decode_sizes())
+        self._mixed_rows = _up_to(max_num_seqs, (32, 256))
+        self._mixed_tokens = _up_to(min(max_num_tokens, graph_token_limit), _mixed_sizes())
+        self._graph_token_limit = graph_token_limit
+
+    def captured(self) -> list[StepShape]:
+        """What to capture, largest first, so that the later ones fit into the memory of the first."""
+        decode = [StepShape(size, size, True) for size in self._decode_rows if self._graph_token_limit]
+        mixed = [
+            StepShape(num_tokens, num_rows, False)
+            for num_tokens in self._mixed_tokens
+            for num_rows in self._mixed_rows
+            if num_rows <= max(num_tokens, self._mixed_rows[0])
+        ]
+        return sorted((*decode, *mixed), reverse=True)
+
+    def shape_of(self, num_tokens: int, num_rows: int, *, is_decode: bool) -> StepShape:
+        """The smallest shape that holds the step."""
+        if is_decode:
+            size = _at_least(self._decode_rows, num_rows)
+            return StepShape(size, size, True)
+        rows = _at_least(self._mixed_rows, num_rows)
+        if self._mixed_tokens and num_tokens <= self._mixed_tokens[-1]:
+            tokens = _at_least(self._mixed_tokens, max(num_tokens, min(rows, self._mixed_tokens[-1])))
+            if rows <= max(tokens, self._mixed_rows[0]):
+                return StepShape(tokens, rows, False)
+        return StepShape(-(-num_tokens // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE, rows, False)
+
+
+def _decode_sizes() -> list[int]:
+    return [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 512, 32), *range(512, 8193, 64)]
+
+
+def _mixed_sizes() -> list[int]:
+    return [32, 64, 128, 256, 384, 512, *range(768, 2048, 256), *range(2048, 16385, 512)]
+
+
+def _up_to(limit: int, sizes: "list[int] | tuple[int, ...]") -> list[int]:
+    """The sizes below the limit, and the limit."""
+    return [*(size for size in sizes if size < limit), limit] if limit else []
+
+
+def _at_least(sizes: list[int], wanted: int) -> int:
+    return sizes[bisect_left(sizes, wanted)]
