@@ -1,0 +1,85 @@
+"""Where a served decode step spends its time: per kernel on the device, and on the host.
+
+    python -m benchmarks.gpu.step_profile Qwen3-0.6B 256x600 1x256 1000x300
+
+Each BATCHxCONTEXT decodes through the worker's served code path with two steps in flight. Prints the time per step, the
+host's share of it that is not waiting, and the kernels of one step, longest first.
+"""
+
+import sys
+import time
+from statistics import median
+
+import torch
+from quire_scheduler.core import Sampling
+
+from benchmarks.gpu.model import MODELS
+from benchmarks.gpu.worker_alone import WorkerAlone
+from tests.doubles.in_process_engine import InProcessEngine
+
+_NUM_TIMED_STEPS = 40
+_NUM_PROFILED_STEPS = 4
+_NUM_KERNELS = 14
+
+
+def decoding_engine(worker: WorkerAlone, batch: int, context: int, vocab_size: int) -> InProcessEngine:
+    """An engine in which every request decodes."""
+    engine = worker.fresh_engine()
+    for number in range(batch):
+        prompt = [(7 * number + 13 * at) % vocab_size for at in range(context)]
+        engine.add(prompt, Sampling(max_tokens=400, temperature=0.6, seed=number, min_tokens=400))
+    while not all(output.token_ids for output in engine.outputs.values()):
+        engine.step()
+    for _ in range(3):
+        engine.step()
+    return engine
+
+
+def step_ms(engine: InProcessEngine) -> tuple[float, float]:
+    """Median wall time of a step, and of its part that does not wait for the device, in milliseconds."""
+    walls: list[float] = []
+    hosts: list[float] = []
+    pending = engine._pending
+    for _ in range(_NUM_TIMED_STEPS):
+        oldest = pending[0]
+        began = time.perf_counter()
+        while not oldest.is_ready:
+            pass
+        waited = time.perf_counter()
+        engine.step()
+        ended = time.perf_counter()
+        walls.append(ended - began)
+        hosts.append(ended - waited)
+    return 1e3 * sum(walls) / len(walls), 1e3 * median(hosts)
+
+
+def kernel_table(engine: InProcessEngine) -> str:
+    """Device time per kernel and step."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(_NUM_PROFILED_STEPS):
+            engine.step()
+        torch.cuda.synchronize()
+    events = sorted(profile.key_averages(), key=lambda event: -event.device_time_total)
+    total = sum(event.device_time_total for event in events) / 1e3 / _NUM_PROFILED_STEPS
+    lines = [
+        f"    {event.device_time_total / 1e3 / _NUM_PROFILED_STEPS:8.3f} ms "
+        f"{event.count / _NUM_PROFILED_STEPS:6.1f} x  {event.key[:90]}"
+        for event in events[:_NUM_KERNELS]
+    ]
+    return "\n".join([*lines, f"    {total:8.3f} ms in all kernels"])
+
+
+def main(name: str, cases: list[str]) -> None:
+    """Profiles one model."""
+    model = MODELS[name]
+    worker = WorkerAlone(model)
+    print(f"{name}: loaded in {worker.load_s:.1f} s", flush=True)
+    for case in cases:
+        batch, context = map(int, case.split("x"))
+        engine = decoding_engine(worker, batch, context, model.vocab_size)
+        wall, host = step_ms(engine)
+        print(f"{name} {case}: {wall:.3f} ms per step, {host:.3f} ms of it host work\n{kernel_table(engine)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
