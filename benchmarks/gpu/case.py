@@ -1,15 +1,9 @@
 """The cases by name: what each runs on, which model it needs and what measures it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from benchmarks.gpu.model import LLAMA_3_1_8B, MISTRAL_7B, QWEN2_5_7B, QWEN3_0_6B, Model
-from benchmarks.gpu.peer_case import PeerCases
-from benchmarks.gpu.result import Row
-from benchmarks.gpu.stack_case import StackCases
-from benchmarks.gpu.start_case import StartCases
-from benchmarks.gpu.worker_case import WorkerCases
 
 
 class Place(Enum):
@@ -29,45 +23,43 @@ class Case:
     model: Model
     title: str
     """How its rows are named."""
-    measure: Callable[..., list[Row]]
-    """A method of the place's cases, given the title."""
+    measure: str
+    """The method of the place's cases that is given the title; named, because importing them imports torch."""
 
 
-def _worker(model: Model, title: str, measure: Callable[[WorkerCases, str], list[Row]]) -> Case:
+def _worker(model: Model, title: str, measure: str) -> Case:
     return Case(place=Place.WORKER, model=model, title=title, measure=measure)
 
 
-def _stack(model: Model, title: str, measure: Callable[[StackCases, str], list[Row]]) -> Case:
+def _stack(model: Model, title: str, measure: str) -> Case:
     return Case(place=Place.STACK, model=model, title=title, measure=measure)
 
 
-def _peer(model: Model, title: str, measure: Callable[[PeerCases, str], list[Row]]) -> Case:
+def _peer(model: Model, title: str, measure: str) -> Case:
     return Case(place=Place.PEER, model=model, title=title, measure=measure)
 
 
 CASES: dict[str, Case] = {
-    "A": _worker(QWEN3_0_6B, "A (Qwen3-0.6B)", WorkerCases.uniform),
-    "A-sampled": _worker(QWEN3_0_6B, "A (Qwen3-0.6B), top-p, top-k, penalties", WorkerCases.sampled),
-    "B": _worker(QWEN3_0_6B, "B (Qwen3-0.6B)", WorkerCases.chat),
-    "C": _worker(LLAMA_3_1_8B, "C (Llama-3.1-8B)", WorkerCases.chat),
-    "D": _worker(LLAMA_3_1_8B, "D (Llama-3.1-8B)", WorkerCases.single),
-    "E": _worker(LLAMA_3_1_8B, "E (Llama-3.1-8B)", WorkerCases.prefill),
-    "long-context": _worker(LLAMA_3_1_8B, "Decode (Llama-3.1-8B)", WorkerCases.long_context),
-    "cached-prompt": _worker(LLAMA_3_1_8B, "Cached prompt (Llama-3.1-8B)", WorkerCases.cached_prompt),
-    "C-mistral": _worker(MISTRAL_7B, "C (Mistral-7B)", WorkerCases.chat),
-    "D-mistral": _worker(MISTRAL_7B, "D (Mistral-7B)", WorkerCases.single),
-    "E-mistral": _worker(MISTRAL_7B, "E (Mistral-7B)", WorkerCases.prefill),
-    "C-qwen2.5": _worker(QWEN2_5_7B, "C (Qwen2.5-7B)", WorkerCases.chat),
-    "D-qwen2.5": _worker(QWEN2_5_7B, "D (Qwen2.5-7B)", WorkerCases.single),
-    "E-qwen2.5": _worker(QWEN2_5_7B, "E (Qwen2.5-7B)", WorkerCases.prefill),
-    "B-front-door": _stack(QWEN3_0_6B, "B (Qwen3-0.6B)", StackCases.chat),
-    "C-front-door": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", StackCases.chat),
-    "C-poisson": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", StackCases.poisson),
-    "start": Case(
-        place=Place.START, model=LLAMA_3_1_8B, title="Start (Llama-3.1-8B)", measure=StartCases.start
-    ),
-    "A-peer": _peer(QWEN3_0_6B, "A (Qwen3-0.6B)", PeerCases.uniform),
-    "C-peer": _peer(LLAMA_3_1_8B, "C (Llama-3.1-8B)", PeerCases.chat),
+    "A": _worker(QWEN3_0_6B, "A (Qwen3-0.6B)", "uniform"),
+    "A-sampled": _worker(QWEN3_0_6B, "A (Qwen3-0.6B), top-p, top-k, penalties", "sampled"),
+    "B": _worker(QWEN3_0_6B, "B (Qwen3-0.6B)", "chat"),
+    "C": _worker(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat"),
+    "D": _worker(LLAMA_3_1_8B, "D (Llama-3.1-8B)", "single"),
+    "E": _worker(LLAMA_3_1_8B, "E (Llama-3.1-8B)", "prefill"),
+    "long-context": _worker(LLAMA_3_1_8B, "Decode (Llama-3.1-8B)", "long_context"),
+    "cached-prompt": _worker(LLAMA_3_1_8B, "Cached prompt (Llama-3.1-8B)", "cached_prompt"),
+    "C-mistral": _worker(MISTRAL_7B, "C (Mistral-7B)", "chat"),
+    "D-mistral": _worker(MISTRAL_7B, "D (Mistral-7B)", "single"),
+    "E-mistral": _worker(MISTRAL_7B, "E (Mistral-7B)", "prefill"),
+    "C-qwen2.5": _worker(QWEN2_5_7B, "C (Qwen2.5-7B)", "chat"),
+    "D-qwen2.5": _worker(QWEN2_5_7B, "D (Qwen2.5-7B)", "single"),
+    "E-qwen2.5": _worker(QWEN2_5_7B, "E (Qwen2.5-7B)", "prefill"),
+    "B-front-door": _stack(QWEN3_0_6B, "B (Qwen3-0.6B)", "chat"),
+    "C-front-door": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat"),
+    "C-poisson": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "poisson"),
+    "start": Case(place=Place.START, model=LLAMA_3_1_8B, title="Start (Llama-3.1-8B)", measure="start"),
+    "A-peer": _peer(QWEN3_0_6B, "A (Qwen3-0.6B)", "uniform"),
+    "C-peer": _peer(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat"),
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -16,12 +16,7 @@ from typing import Any
 from benchmarks.gpu import model as models
 from benchmarks.gpu.case import CASES, Place
 from benchmarks.gpu.floor import Floor, Rates
-from benchmarks.gpu.peer_case import PeerCases
 from benchmarks.gpu.result import Row
-from benchmarks.gpu.stack import Stack
-from benchmarks.gpu.stack_case import StackCases, num_processes
-from benchmarks.gpu.start_case import StartCases
-from benchmarks.gpu.worker_case import WorkerCases
 from benchmarks.gpu.workload import Size
 
 
@@ -101,7 +96,7 @@ def _send_rows(sender: Connection, names: list[str], device: Device, options: Op
 def _measured(name: str, cases: Any, seed: int) -> list[Row] | None:
     start = time.perf_counter()
     try:
-        rows = CASES[name].measure(cases, CASES[name].title)
+        rows = getattr(cases, CASES[name].measure)(CASES[name].title)
     except Exception:  # noqa: BLE001 — one case that fails must not cost the others of its part
         traceback.print_exc()
         return None
@@ -111,20 +106,28 @@ def _measured(name: str, cases: Any, seed: int) -> list[Row] | None:
 
 @contextmanager
 def _opened(place: Place, model: models.Model, floor: Floor, size: Size, options: Options) -> Iterator[Any]:
-    """The cases of a place, with what they need up and running."""
+    """The cases of a place, with what they need up and running; imported here, so that clients stay small."""
     match place:
         case Place.WORKER:
             from benchmarks.gpu.worker_alone import WorkerAlone
+            from benchmarks.gpu.worker_case import WorkerCases
 
             worker = WorkerAlone(model)
             print(f"{model.name}: loaded in {worker.load_s:.1f} s", flush=True)
             yield WorkerCases(worker, floor, size, options.seed, options.repeats)
         case Place.STACK:
+            from benchmarks.gpu.stack import Stack
+            from benchmarks.gpu.stack_case import StackCases, num_processes
+
             with closing(
                 StackCases(Stack(model, num_processes()), floor, size, options.seed, options.repeats)
             ) as cases:
                 yield cases
         case Place.START:
+            from benchmarks.gpu.start_case import StartCases
+
             yield StartCases(model)
         case Place.PEER:
+            from benchmarks.gpu.peer_case import PeerCases
+
             yield PeerCases(model, floor, size, options.seed)

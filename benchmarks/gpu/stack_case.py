@@ -16,7 +16,6 @@ from benchmarks.gpu.floor import Floor
 from benchmarks.gpu.result import FRONT_DOOR, Row
 from benchmarks.gpu.stack import Stack
 from benchmarks.gpu.trace import Summary
-from benchmarks.gpu.worker_case import NUM_LONE_REQUESTS
 from benchmarks.gpu.workload import Ask, Size
 
 _ARRIVALS_PER_S = 20.0
@@ -58,7 +57,7 @@ class StackCases:
         return [
             *self._closed_loop(title, asks, len(asks), f"{len(asks)} streams"),
             *self._closed_loop(title, asks, some, f"{some} streams"),
-            *self._closed_loop(title, asks[:NUM_LONE_REQUESTS], 1, "1 stream", repeats=1),
+            *self._closed_loop(title, asks[: workload.NUM_LONE_REQUESTS], 1, "1 stream", repeats=1),
         ]
 
     def poisson(self, title: str) -> list[Row]:

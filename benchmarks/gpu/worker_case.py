@@ -8,8 +8,6 @@ from benchmarks.gpu.result import Row
 from benchmarks.gpu.worker_alone import WorkerAlone
 from benchmarks.gpu.workload import Ask, Size
 
-NUM_LONE_REQUESTS = 20
-"""One-stream rows use this many of a workload's first requests."""
 _NUM_SHORT_REPEATS = 15
 """Repetitions of what takes milliseconds."""
 _NUM_DECODE_STEPS = 64
@@ -39,7 +37,7 @@ class WorkerCases:
     def chat(self, name: str) -> list[Row]:
         """Workloads B and C: all at once, and closed loops of 256 and of one."""
         asks = workload.chat(self._size, self._seed)
-        lone = asks[:NUM_LONE_REQUESTS]
+        lone = asks[: workload.NUM_LONE_REQUESTS]
         return [
             *self._waste(name, asks),
             self._throughput(name, asks, len(asks), f"{len(asks)} streams"),

@@ -12,6 +12,8 @@ from typing import Any
 SHORTEST, LONGEST = 4, 1024
 TINY_DIVISOR = 16
 """By how much `--tiny` shortens prompts and outputs."""
+NUM_LONE_REQUESTS = 20
+"""One-stream rows use this many of a workload's first requests."""
 
 SAMPLED: dict[str, Any] = {
     "temperature": 0.6,
