@@ -39,11 +39,18 @@ class OtlpTracing:
         start_ns: int | None = None,
         attributes: Attributes | None = None,
         links: Sequence[str] = (),
+        *,
+        is_server: bool = False,
     ) -> Span:
         parent = self._propagator.extract({"traceparent": parent_traceparent})
         linked = [trace.Link(self._span_context(link)) for link in links if link]
         span = self._tracer.start_span(
-            name, context=parent, attributes=attributes, links=linked, start_time=start_ns
+            name,
+            context=parent,
+            kind=trace.SpanKind.SERVER if is_server else trace.SpanKind.INTERNAL,
+            attributes=attributes,
+            links=linked,
+            start_time=start_ns,
         )
         return _OtlpSpan(span)
 

@@ -7,13 +7,14 @@ default "parentbased_always_on". Knows no span name and no service.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 AttributeValue = str | int | float | bool | Sequence[str] | Sequence[int]
 Attributes = Mapping[str, AttributeValue]
 
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_SAMPLED_FLAGS = frozenset(f"{flags:02x}" for flags in range(1, 256, 2))
 
 
 class Span(Protocol):
@@ -52,8 +53,13 @@ class Tracing(Protocol):
         start_ns: int | None = None,
         attributes: Attributes | None = None,
         links: Sequence[str] = (),
+        *,
+        is_server: bool = False,
     ) -> Span:
-        """Opens a span under `parent_traceparent` ("" or a malformed one starts a trace), linked to traceparents."""
+        """Opens a span under `parent_traceparent` ("" or a malformed one starts a trace), linked to traceparents.
+
+        `is_server` marks the span that answers a call from outside.
+        """
         ...
 
     def shutdown(self) -> None:
@@ -69,6 +75,19 @@ def configure_tracing(service_name: str) -> Tracing:
     from quire.telemetry.otlp import OtlpTracing
 
     return OtlpTracing(service_name)
+
+
+def is_sampled(traceparent: str) -> bool:
+    """Whether a W3C traceparent says that its trace is recorded; a malformed one does not."""
+    return traceparent.count("-") == 3 and traceparent[-2:] in _SAMPLED_FLAGS
+
+
+def traceparent_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The traceparent that a call's metadata names; "" when there is none."""
+    for key, value in metadata or ():
+        if key == "traceparent" and isinstance(value, str):
+            return value
+    return ""
 
 
 def _is_requested(environment: Mapping[str, str]) -> bool:
@@ -91,6 +110,8 @@ class NoTracing:
         start_ns: int | None = None,
         attributes: Attributes | None = None,
         links: Sequence[str] = (),
+        *,
+        is_server: bool = False,
     ) -> Span:
         return NO_SPAN
 
@@ -113,3 +134,6 @@ class _NoSpan:
 
 NO_SPAN: Span = _NoSpan()
 """The span of a process whose tracing is off."""
+
+NO_TRACING: Tracing = NoTracing()
+"""The tracing of a process that was not asked for any."""

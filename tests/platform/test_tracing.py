@@ -1,46 +1,25 @@
 """Tracing is off unless the environment asks for it; asked, spans reach a collector with their parents."""
 
-import threading
-from concurrent import futures
+import os
+import subprocess
+import sys
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from quire.telemetry.tracing import configure_tracing
+from quire.telemetry.tracing import configure_tracing, is_sampled
+from tests.doubles.otlp_collector import running_collector
 
 _PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _UNSAMPLED_PARENT = _PARENT[:-2] + "00"
 
 
-class _Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """An OTLP collector that keeps what it receives."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.spans: list[tuple[str, object]] = []
-
-    def Export(self, request, context):
-        with self.lock:
-            for resource_spans in request.resource_spans:
-                facts = {each.key: each.value.string_value for each in resource_spans.resource.attributes}
-                for scope_spans in resource_spans.scope_spans:
-                    self.spans += [(facts["service.name"], span) for span in scope_spans.spans]
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
 @pytest.fixture
 def collector(monkeypatch):
-    servicer = _Collector()
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    # A proxy that does not exist: an exporter that obeyed it would export nothing.
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    yield servicer
-    server.stop(None).wait()
+    with running_collector() as running:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.endpoint)
+        # A proxy that does not exist: an exporter that obeyed it would export nothing.
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        yield running
 
 
 def test_without_an_endpoint_nothing_is_recorded(monkeypatch):
@@ -60,15 +39,17 @@ def test_spans_reach_the_collector_under_the_parent_that_the_client_named(collec
     outer.end(4_000, error="aborted")
     tracing.shutdown()
 
-    spans = {span.name: span for _, span in collector.spans}
-    assert {service for service, _ in collector.spans} == {"tokenizer"}
-    assert {span.trace_id.hex() for span in spans.values()} == {_PARENT.split("-")[1]}
-    assert spans["generate"].parent_span_id.hex() == _PARENT.split("-")[2]
-    assert spans["prefill"].parent_span_id == spans["generate"].span_id
-    assert spans["prefill"].links[0].span_id.hex() == _PARENT.split("-")[2]
-    assert (spans["prefill"].start_time_unix_nano, spans["prefill"].end_time_unix_nano) == (2_000, 3_000)
-    assert spans["prefill"].events[0].time_unix_nano == 2_500
-    assert spans["generate"].status.message == "aborted"
+    spans = {span.name: span for span in collector.spans}
+    assert {span.service for span in spans.values()} == {"tokenizer"}
+    assert {span.trace_id for span in spans.values()} == {_PARENT.split("-")[1]}
+    assert spans["generate"].parent_id == _PARENT.split("-")[2]
+    assert spans["generate"].attributes == {"gen_ai.request.model": "m"}
+    assert spans["prefill"].parent_id == spans["generate"].span_id
+    assert spans["prefill"].links == [_PARENT.split("-")[2]]
+    prefill = spans["prefill"].proto
+    assert (prefill.start_time_unix_nano, prefill.end_time_unix_nano) == (2_000, 3_000)
+    assert prefill.events[0].time_unix_nano == 2_500
+    assert spans["generate"].proto.status.message == "aborted"
 
 
 def test_a_parent_that_is_not_sampled_keeps_its_children_at_home(collector):
@@ -83,4 +64,26 @@ def test_a_malformed_parent_starts_a_trace_of_its_own(collector):
     tracing.start_span("generate", "no traceparent").end()
     tracing.shutdown()
     assert len(collector.spans) == 1
-    assert collector.spans[0][1].parent_span_id == b""
+    assert collector.spans[0].parent_id == ""
+
+
+@pytest.mark.parametrize("service", ["quire_tokenizer", "quire_scheduler", "quire.cli.serve"])
+def test_a_process_that_is_not_asked_to_trace_does_not_load_the_sdk(service):
+    program = (
+        f"import sys, importlib; importlib.import_module('{service}' if '.' in '{service}' else '{service}.__main__');"
+        "from quire.telemetry.tracing import configure_tracing; assert not configure_tracing('x').enabled;"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "sampled"),
+    [(_PARENT, True), (_UNSAMPLED_PARENT, False), ("", False), ("01", False), (_PARENT[:-2] + "zz", False)],
+)
+def test_only_a_sampled_parent_asks_for_spans(traceparent, sampled):
+    assert is_sampled(traceparent) is sampled

@@ -17,6 +17,7 @@ from quire.config.flag import parse
 from quire.errors import ConfigError
 from quire.rpc.server import HealthReporter, add_health_and_reflection, bind, build_server
 from quire.telemetry.logs import configure_logging
+from quire.telemetry.tracing import configure_tracing
 from quire.v1 import scheduler_pb2_grpc, worker_pb2_grpc
 from quire_scheduler.core import CoreLimits, Scheduler
 from quire_scheduler.data_plane import DataPlane
@@ -42,9 +43,10 @@ async def serve(config: SchedulerConfig) -> None:
     )
     data_plane = DataPlane(config.host, config.data_port)
     # Epochs grow over restarts because they start from the clock, in milliseconds.
-    engine = EngineLoop(core, data_plane, first_epoch=time.time_ns() // 1_000_000)
+    tracing = configure_tracing("scheduler")
+    engine = EngineLoop(core, data_plane, time.time_ns() // 1_000_000, tracing)
     registry = Registry(config, engine)
-    service = SchedulerService(config, engine, registry, scheduler_id=uuid.uuid4().hex)
+    service = SchedulerService(config, engine, registry, uuid.uuid4().hex, tracing)
     server = build_server()
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
     worker_pb2_grpc.add_WorkerRegistryServiceServicer_to_server(registry, server)
@@ -78,6 +80,7 @@ async def serve(config: SchedulerConfig) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     data_plane.close()
+    tracing.shutdown()
 
 
 def main() -> None:

@@ -40,6 +40,11 @@ def build_request(
     )
 
 
+def name_of(state: scheduler_pb2.ServingState) -> str:
+    """The name under which clients know the served model."""
+    return state.served_model_names[0] if state.served_model_names else state.model
+
+
 def _check_state(state: scheduler_pb2.ServingState) -> None:
     if state.draining:
         raise Unavailable(

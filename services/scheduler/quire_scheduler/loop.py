@@ -9,13 +9,15 @@ pipeline full and never waits. What may not go in here: any decision about a req
 import asyncio
 import logging
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time_ns
 
+from quire.telemetry.tracing import NO_TRACING, Tracing
 from quire.v1 import scheduler_pb2
 from quire.wire.codec import encode_plan
 from quire.wire.result import StepRefusal, StepResult, WorkerReady
-from quire_scheduler.core import BrokenAnswer, OwnerId, Scheduler, StaleAnswer
+from quire_scheduler.core import BrokenAnswer, OwnerId, Request, Scheduler, StaleAnswer
 from quire_scheduler.data_plane import Answer, DataPlane, WorkerUnreachable
+from quire_scheduler.engine_trace import EngineTrace
 from quire_scheduler.owner import Owner
 from quire_scheduler.worker_group import GroupState, WorkerGroup
 
@@ -31,7 +33,9 @@ STALL_LIMIT_S = 30.0
 class EngineLoop:
     """Drives one core and its worker groups."""
 
-    def __init__(self, core: Scheduler, data_plane: DataPlane, first_epoch: int) -> None:
+    def __init__(
+        self, core: Scheduler, data_plane: DataPlane, first_epoch: int, tracing: Tracing = NO_TRACING
+    ) -> None:
         self.core = core
         self.data_plane = data_plane
         self.groups: dict[int, WorkerGroup] = {}
@@ -41,6 +45,7 @@ class EngineLoop:
         self._step_id = 0
         self._pump_is_due = False
         self._on_change: list[Callable[[], None]] = []
+        self._trace = EngineTrace(tracing)
 
     async def run(self) -> None:
         """Receives answers until cancelled."""
@@ -72,6 +77,13 @@ class EngineLoop:
         if self.core.abort_owner(owner_id):
             self.kick()
 
+    def add(self, request: Request, *, traceparent: str = "", model: str = "") -> None:
+        """Takes a request, traced if its parent asks for it; `kick` follows. Raises `RequestRefused`."""
+        request.traced = self._trace.wants(traceparent)
+        self.core.add(request, monotonic())
+        if request.traced:
+            self._trace.open(request, traceparent, model, time_ns())
+
     def add_group(self, group: WorkerGroup) -> None:
         """A worker registered; it is used as soon as it says that it is ready."""
         self.groups[group.group_id] = group
@@ -83,6 +95,7 @@ class EngineLoop:
             return
         logger.warning("worker dropped", extra={"worker": group.worker_id, "why": why})
         self.data_plane.revoke(group.routing_id)
+        self._trace.void_steps(group.group_id, why, time_ns())
         if self.core.has_group(group.group_id):
             self.core.remove_group(group.group_id)
         self._announce()
@@ -95,6 +108,7 @@ class EngineLoop:
         logger.warning(
             "worker group reset", extra={"worker": group.worker_id, "epoch": group.epoch, "why": why}
         )
+        self._trace.void_steps(group.group_id, why, time_ns())
         if self.core.has_group(group.group_id):
             self.core.reset(group.group_id, group.epoch)
         group.send_reset()
@@ -150,6 +164,8 @@ class EngineLoop:
         for group in list(self.groups.values()):
             if group.state is GroupState.LIVE:
                 self._fill_pipeline(group, now)
+        if self._trace.is_recording:
+            self._record_milestones(now)
         self._deliver()
 
     def _fill_pipeline(self, group: WorkerGroup, now: float) -> None:
@@ -157,6 +173,10 @@ class EngineLoop:
             group.last_progress = now
             group.num_idle_heartbeats = 0
         while (plan := self.core.schedule(group.group_id, now)) is not None:
+            if self._trace.is_recording:
+                self._record_milestones(now)
+                requests = self.core.traced_in_newest_step(group.group_id)
+                self._trace.begin_step(plan, requests, time_ns())
             try:
                 self.data_plane.send(group.routing_id, encode_plan(plan))
             except WorkerUnreachable as error:
@@ -192,7 +212,12 @@ class EngineLoop:
         except BrokenAnswer as error:
             self.reset_group(group, str(error))
             return
+        if self._trace.is_recording:
+            self._trace.end_step(result.group_id, result.epoch, result.step_id, time_ns())
         self._pump()
+
+    def _record_milestones(self, now: float) -> None:
+        self._trace.record(self.core.drain_milestones(), now, time_ns())
 
     def _deliver(self) -> None:
         self._step_id += 1

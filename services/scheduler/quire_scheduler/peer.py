@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from quire.errors import InvalidRequest, QuireError
 from quire.v1 import scheduler_pb2
-from quire_scheduler.admission import build_request, overloaded
+from quire_scheduler.admission import build_request, name_of, overloaded
 from quire_scheduler.core import OwnerEvents, RequestRefused
 from quire_scheduler.loop import EngineLoop
 from quire_scheduler.outbox import Outbox
@@ -64,14 +64,13 @@ class Peer:
         self._loop.kick()
 
     def _admit(self, admission: scheduler_pb2.Admission) -> None:
-        core = self._loop.core
         try:
-            num_live = core.num_requests_of(self.owner_id)
+            num_live = self._loop.core.num_requests_of(self.owner_id)
             if num_live >= self._max_num_requests:
                 raise overloaded(num_live, self._max_num_requests)
-            core.add(
-                build_request(admission, self.owner_id, self._registry.serving_state()), self._loop.now()
-            )
+            state = self._registry.serving_state()
+            request = build_request(admission, self.owner_id, state)
+            self._loop.add(request, traceparent=admission.traceparent, model=name_of(state))
         except QuireError as error:
             self._refuse(admission.handle, error.grpc_code, error.message, error.field, error.retry_after_ms)
         except RequestRefused as error:

@@ -18,9 +18,10 @@ from quire.errors import (
     error_for_code,
 )
 from quire.rpc.status import abort_with
+from quire.telemetry.tracing import NO_TRACING, Tracing, traceparent_in
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.wire import PROTOCOL_VERSION
-from quire_scheduler.admission import build_request
+from quire_scheduler.admission import build_request, name_of
 from quire_scheduler.core import RequestRefused
 from quire_scheduler.loop import EngineLoop
 from quire_scheduler.outbox import OutboxFull
@@ -37,12 +38,18 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Attach, Generate, Abort, GetStats and Drain."""
 
     def __init__(
-        self, config: SchedulerConfig, loop: EngineLoop, registry: Registry, scheduler_id: str
+        self,
+        config: SchedulerConfig,
+        loop: EngineLoop,
+        registry: Registry,
+        scheduler_id: str,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._config = config
         self._loop = loop
         self._registry = registry
         self._scheduler_id = scheduler_id
+        self._tracing = tracing
 
     async def Attach(
         self,
@@ -77,6 +84,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> AsyncIterator[scheduler_pb2.SchedulerServiceGenerateResponse]:
         """Token ids in, token ids out."""
+        traceparent = traceparent_in(context.invocation_metadata())
+        span = self._tracing.start_span("generate", traceparent, is_server=True)
         try:
             admission = self._admission_of(request)
             client = TokenClient(
@@ -84,8 +93,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             )
             owner_id = self._loop.add_owner(client)
             try:
-                core_request = build_request(admission, owner_id, self._registry.serving_state())
-                self._loop.core.add(core_request, self._loop.now())
+                state = self._registry.serving_state()
+                core_request = build_request(admission, owner_id, state)
+                self._loop.add(core_request, traceparent=span.traceparent, model=name_of(state))
                 self._loop.kick()
                 async for response in client.responses():
                     yield response
@@ -97,6 +107,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             )
         except QuireError as error:
             await abort_with(context, error)
+        finally:
+            span.end()
 
     async def Abort(
         self, request: scheduler_pb2.AbortRequest, context: grpc.aio.ServicerContext

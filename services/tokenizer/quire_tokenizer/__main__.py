@@ -18,6 +18,7 @@ from quire.config.flag import parse
 from quire.errors import ConfigError
 from quire.rpc.server import HealthReporter, add_health_and_reflection, bind, build_server
 from quire.telemetry.logs import configure_logging
+from quire.telemetry.tracing import configure_tracing
 from quire.v1 import generation_pb2_grpc, tokenizer_pb2_grpc
 from quire_tokenizer.engine import GenerationEngine
 from quire_tokenizer.model_shelf import ModelShelf
@@ -42,7 +43,8 @@ async def serve(config: TokenizerConfig) -> None:
         SchedulerLink(address, peer_id, lambda link: shelf.learn(link.state)) for address in config.scheduler
     ]
     router = Router(links)
-    engine = GenerationEngine(shelf, router, config.max_num_requests)
+    tracing = configure_tracing("tokenizer")
+    engine = GenerationEngine(shelf, router, config.max_num_requests, tracing)
     server = build_server(max_message_bytes=config.max_message_bytes, reuse_port=config.reuse_port)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(engine), server)
     tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerService(shelf, engine), server)
@@ -67,6 +69,7 @@ async def serve(config: TokenizerConfig) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     executor.shutdown(cancel_futures=True)
+    tracing.shutdown()
 
 
 def main() -> None:

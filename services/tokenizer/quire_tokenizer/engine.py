@@ -12,8 +12,11 @@ from google.protobuf.json_format import MessageToDict
 
 from quire.errors import InvalidRequest, Overloaded, RequestExists
 from quire.sampling_params import SamplingParams
+from quire.telemetry.attribute import INPUT_TOKENS
+from quire.telemetry.tracing import NO_TRACING, Tracing
 from quire.v1 import generation_pb2, scheduler_pb2, tokenizer_pb2
 from quire_tokenizer.model_shelf import Model, ModelShelf
+from quire_tokenizer.request_trace import RequestTrace
 from quire_tokenizer.router import Router
 from quire_tokenizer.stream import RequestStream
 
@@ -26,11 +29,14 @@ _LONGEST_TOKEN_BYTES = 512
 class GenerationEngine:
     """The live requests of this process."""
 
-    def __init__(self, shelf: ModelShelf, router: Router, max_num_requests: int) -> None:
+    def __init__(
+        self, shelf: ModelShelf, router: Router, max_num_requests: int, tracing: Tracing = NO_TRACING
+    ) -> None:
         self._shelf = shelf
         self._router = router
         self._max_num_requests = max_num_requests
         self._live: set[tuple[str, str]] = set()
+        self._tracing = tracing
 
     @property
     def num_live(self) -> int:
@@ -45,6 +51,14 @@ class GenerationEngine:
 
         Raises a `QuireError` that names the field, the value and the rule.
         """
+        with RequestTrace(self._tracing, request, traceparent) as trace:
+            async with self._admitted(request, deadline_ms, trace) as stream:
+                yield stream
+
+    @asynccontextmanager
+    async def _admitted(
+        self, request: generation_pb2.GenerateRequest, deadline_ms: int, trace: RequestTrace
+    ) -> AsyncIterator[RequestStream]:
         _check_names(request)
         request_id = request.request_id or secrets.token_hex(16)
         key = (request.tenant, request_id)
@@ -57,10 +71,13 @@ class GenerationEngine:
             )
         params = SamplingParams.from_proto(request.sampling_params)
         link = self._router.route(request.model)
-        model = self._shelf.find(request.model or link.state.served_model_names[0])
+        name = request.model or link.state.served_model_names[0]
+        model = self._shelf.find(name)
         self._live.add(key)
         try:
-            prompt = await self._prompt_token_ids(request, model, link.state)
+            with trace.tokenizing(name) as span:
+                prompt = await self._prompt_token_ids(request, model, link.state)
+                span.set({INPUT_TOKENS: len(prompt)})
             _check_prompt(prompt, params, link.state)
             stream = RequestStream(
                 request_id=request_id,
@@ -75,9 +92,10 @@ class GenerationEngine:
                 ),
                 priority=request.priority,
                 codec=model.codec,
-                traceparent=traceparent,
+                traceparent=trace.traceparent,
                 deadline_ms=deadline_ms,
             )
+            trace.follow(stream)
             link.submit(stream)
             try:
                 yield stream

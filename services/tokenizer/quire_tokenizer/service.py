@@ -6,6 +6,7 @@ import grpc
 
 from quire.errors import QuireError
 from quire.rpc.status import abort_with
+from quire.telemetry.tracing import traceparent_in
 from quire.v1 import generation_pb2, generation_pb2_grpc
 from quire_tokenizer.engine import GenerationEngine
 
@@ -24,7 +25,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         deadline_ms = max(1, int(remaining_s * 1000)) if remaining_s is not None else 0
         try:
             async with self._engine.open(
-                request, deadline_ms=deadline_ms, traceparent=_traceparent(context)
+                request, deadline_ms=deadline_ms, traceparent=traceparent_in(context.invocation_metadata())
             ) as stream:
                 while (response := await stream.next_response()) is not None:
                     yield response
@@ -36,10 +37,3 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.ListModelsResponse:
         """The served models."""
         return generation_pb2.ListModelsResponse(models=self._engine.models())
-
-
-def _traceparent(context: grpc.aio.ServicerContext) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent" and isinstance(value, str):
-            return value
-    return ""

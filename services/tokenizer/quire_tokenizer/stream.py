@@ -6,6 +6,7 @@ own text. Knows no gRPC stream and no scheduler connection.
 """
 
 import asyncio
+from time import time_ns
 from typing import cast
 
 from quire.errors import QuireError
@@ -25,6 +26,8 @@ class SequenceStream:
         self.index = index
         self.token_ids: list[int] = []
         self.finished = False
+        self.finish_reason = 0
+        """Of quire.v1.FinishReason; 0 while it lives."""
         self._params = params
         self._detokenizer = codec.detokenizer(skip_special_tokens=params.skip_special_tokens)
         self._stop = StopChecker(params.stop, include_stop=params.include_stop_str_in_output)
@@ -50,7 +53,7 @@ class SequenceStream:
             if self._finish_on_stop(delta):
                 return
             delta.text += self._stop.flush()
-        delta.finish_reason = cast("generation_pb2.FinishReason", reason)
+        self.finish_reason = delta.finish_reason = cast("generation_pb2.FinishReason", reason)
         if stop_token_id is not None:
             delta.stop_token_id = stop_token_id
 
@@ -58,7 +61,7 @@ class SequenceStream:
         if self._stop.found is None:
             return False
         self.finished = True
-        delta.finish_reason = STOP
+        self.finish_reason = delta.finish_reason = STOP
         delta.stop_string = self._stop.found
         return True
 
@@ -88,7 +91,10 @@ class RequestStream:
         self._deadline_ms = deadline_ms
         self._sequences = [SequenceStream(index, codec, params) for index in range(params.n)]
         self._num_live = params.n
-        self._num_cached_tokens = 0
+        self.num_cached_tokens = 0
+        """Tokens of the prompt that the prefix cache had."""
+        self.first_token_ns = 0
+        """Unix time of its first token; 0 before."""
         self._pending: dict[int, generation_pb2.CompletionDelta] = {}
         self._error: QuireError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -97,6 +103,21 @@ class RequestStream:
     def finished(self) -> bool:
         """Whether nothing more comes."""
         return self._num_live == 0 or self._error is not None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self._prompt_token_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens of all its sequences, as far as they count."""
+        return sum(len(sequence.token_ids) for sequence in self._sequences)
+
+    @property
+    def finish_reasons(self) -> list[int]:
+        """Of each sequence; 0 for one that lives or was never ended."""
+        return [sequence.finish_reason for sequence in self._sequences]
 
     @property
     def is_fresh(self) -> bool:
@@ -132,6 +153,8 @@ class RequestStream:
         num_known = len(sequence.token_ids)
         if first > num_known:
             return "gap"
+        if not num_known and not self.first_token_ns:
+            self.first_token_ns = time_ns()
         if sequence.finished:
             return ""
         delta = self._delta(index)
@@ -157,7 +180,7 @@ class RequestStream:
     def note_cached_tokens(self, num_cached_tokens: int) -> None:
         """How much of the prompt the prefix cache had."""
         if self.is_fresh:
-            self._num_cached_tokens = num_cached_tokens
+            self.num_cached_tokens = num_cached_tokens
 
     def fail(self, error: QuireError) -> None:
         """Ends the request with an error."""
@@ -178,8 +201,8 @@ class RequestStream:
         self._pending = {}
         if self._num_live == 0:
             response.usage.prompt_tokens = len(self._prompt_token_ids)
-            response.usage.completion_tokens = sum(len(sequence.token_ids) for sequence in self._sequences)
-            response.usage.cached_tokens = self._num_cached_tokens
+            response.usage.completion_tokens = self.num_completion_tokens
+            response.usage.cached_tokens = self.num_cached_tokens
         return response
 
     def _delta(self, index: int) -> generation_pb2.CompletionDelta:

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import uuid
+from typing import cast
 
 # Idle OpenMP threads must sleep: spinning ones starve the other processes of the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -19,12 +20,15 @@ from quire.config.flag import parse
 from quire.errors import ConfigError
 from quire.rpc.server import add_health_and_reflection, bind, build_server
 from quire.telemetry.logs import configure_logging
+from quire.telemetry.tracing import configure_tracing
 from quire.v1 import worker_pb2, worker_pb2_grpc
 from quire.wire import PROTOCOL_VERSION
 from quire_worker.loading import LoadedModel, load_model
 from quire_worker.registration import Registration
+from quire_worker.runner import Runner
 from quire_worker.service import WorkerService
 from quire_worker.step_loop import StepLoop
+from quire_worker.traced_runner import TracedRunner
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +39,10 @@ async def serve(config: WorkerConfig, loaded: LoadedModel) -> None:
     server = build_server()
     health = add_health_and_reflection(server, ("quire.v1.WorkerService",))
     port = bind(server, config.host, config.grpc_port)
-    loop = StepLoop(loaded.runner)
+    tracing = configure_tracing("worker")
+    # Whoever executes plans needs the same three members of either.
+    runner = cast("Runner", TracedRunner(loaded.runner, tracing)) if tracing.enabled else loaded.runner
+    loop = StepLoop(runner)
     registration = Registration(
         config.scheduler,
         worker_pb2.WorkerRegistration(
@@ -72,6 +79,7 @@ async def serve(config: WorkerConfig, loaded: LoadedModel) -> None:
     await asyncio.gather(*pending, return_exceptions=True)
     await server.stop(grace=1.0)
     loop.stop()
+    tracing.shutdown()
     for task in done:
         task.result()
 

@@ -96,13 +96,14 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
         events.token_ids.append(token)
         if logprobs is not None:
             logprobs.copy(first, events)
+        if request.traced and not request.has_answered:
+            request.has_answered = True
+            ledger.note(MilestoneKind.FIRST_TOKEN, request, 1)
         if token in sequence.stop_token_ids:
             is_eos = token in request.sampling.eos_token_ids
             _finish(ledger, events, sequence, FinishReason.STOP, 0 if is_eos else token + 1)
         elif sequence.num_prompt + num_outputs + 1 >= sequence.max_len:
             _finish(ledger, events, sequence, FinishReason.LENGTH, 0)
-        if num_outputs == 0 and request.traced:
-            ledger.note(MilestoneKind.FIRST_TOKEN, request, 1)
     return fault
 
 

@@ -88,6 +88,8 @@ class Request:
     num_ended_tokens: int = 0
     """Confirmed tokens of sequences that have ended."""
     reported_cached_tokens: bool = False
+    has_answered: bool = False
+    """Whether a traced request has had its first token here, resumed or not."""
 
     @property
     def num_generated_tokens(self) -> int:

@@ -168,6 +168,11 @@ class Scheduler:
         """What happened to traced requests since the last drain."""
         return self._ledger.drain_milestones()
 
+    def traced_in_newest_step(self, group_id: int) -> list[Request]:
+        """Traced requests with a row in the plan that was cut last, each once."""
+        rows = self._groups[group_id].in_flight[-1].rows
+        return list({id(row.request): row.request for row in rows if row.request.traced}.values())
+
     def num_in_flight(self, group_id: int) -> int:
         """Steps of a group that have no answer yet."""
         return len(self._groups[group_id].in_flight)
