@@ -69,7 +69,8 @@ class SchedulerServiceServicer:
     """
 
     def Attach(self, request_iterator, context):
-        """The columnar link of one tokenizer process: one frame per flush upwards, one frame per engine step downwards.
+        """The columnar link of one tokenizer process: one frame per flush upwards, one frame per engine step downwards. For
+        a peer that lags, the steps it has not taken yet share a frame.
         The first message must be a hello; the first answer is a welcome. When the stream ends, whatever it carried is
         aborted. A peer that does not drain its outbox is detached with RESOURCE_EXHAUSTED and may attach again,
         resuming its requests.

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import cast
 
 import zmq
-import zmq.asyncio
 
 from quire.errors import ConfigError
 from quire.rpc import MAX_MESSAGE_BYTES
@@ -37,7 +36,7 @@ class DataPlane:
     """Sends plans to workers and receives their answers."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.SNDHWM, _HIGH_WATER_MARK)
@@ -48,6 +47,7 @@ class DataPlane:
         self._socket.set(zmq.HEARTBEAT_IVL, 2000)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, 10_000)
         self._members: set[bytes] = set()
+        self._readable = asyncio.Event()
         self.num_dropped_messages = 0
         self.port = self._bind(host, port)
 
@@ -65,32 +65,56 @@ class DataPlane:
 
     def send(self, routing_id: bytes, frames: Sequence[Buffer]) -> None:
         """Hands frames over without waiting. Raises `WorkerUnreachable`."""
-        sent = cast(
-            "asyncio.Future[None]", self._socket.send_multipart([routing_id, *frames], flags=zmq.NOBLOCK)
-        )
-        error = sent.exception() if sent.done() else None
-        if not sent.done() or error is not None:
-            sent.cancel()
-            raise WorkerUnreachable(str(error or "its queue is full"))
+        try:
+            self._socket.send_multipart([routing_id, *frames], flags=zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            raise WorkerUnreachable(str(error)) from error
+        self._note_readable()
 
     async def answers(self) -> AsyncIterator[tuple[bytes, Answer]]:
         """Every readable answer of a known worker, with its routing id."""
-        while True:
-            routing_id, *frames = await self._socket.recv_multipart()
-            if routing_id not in self._members:
-                self._note_dropped("from an unknown peer")
-                continue
-            try:
-                answer = decode_answer(frames)
-            except FrameError as error:
-                self._note_dropped(str(error))
-                continue
-            yield routing_id, answer
+        loop = asyncio.get_running_loop()
+        descriptor = cast("int", self._socket.get(zmq.FD))
+        loop.add_reader(descriptor, self._note_readable)
+        try:
+            while True:
+                while not self._note_readable():
+                    await self._readable.wait()
+                if (answer := self._receive()) is not None:
+                    yield answer
+                # Plans that are answered at once, or garbage, must not keep everybody else from the loop.
+                await asyncio.sleep(0)
+        finally:
+            loop.remove_reader(descriptor)
 
     def close(self) -> None:
         """Closes the socket; what was not sent is lost."""
         self._socket.close(linger=0)
         self._context.term()
+
+    def _receive(self) -> tuple[bytes, Answer] | None:
+        """The message that is there, if it is an answer of a known worker."""
+        routing_id, *frames = self._socket.recv_multipart(flags=zmq.NOBLOCK)
+        if routing_id not in self._members:
+            self._note_dropped("from an unknown peer")
+            return None
+        try:
+            return routing_id, decode_answer(frames)
+        except FrameError as error:
+            self._note_dropped(str(error))
+            return None
+
+    def _note_readable(self) -> bool:
+        """Asks ZeroMQ whether a message is there.
+
+        Its descriptor only tells that something changed, and forgets it with the next call on the socket, a send
+        included: so this is asked after every one of them.
+        """
+        if cast("int", self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._readable.set()
+            return True
+        self._readable.clear()
+        return False
 
     def _bind(self, host: str, port: int) -> int:
         try:

@@ -9,22 +9,21 @@ from collections.abc import AsyncIterator
 from quire.errors import InvalidRequest, QuireError
 from quire.v1 import scheduler_pb2
 from quire_scheduler.admission import build_request, name_of, overloaded
-from quire_scheduler.core import OwnerEvents, RequestRefused
+from quire_scheduler.core import OwnerEvents, RequestFailure, RequestRefused
 from quire_scheduler.loop import EngineLoop
 from quire_scheduler.outbox import Outbox
-from quire_scheduler.owner import token_frame
 from quire_scheduler.registry import Registry
 
 _DEADLINE_EXCEEDED = 4
-_MAX_OUTBOX_FRAMES = 1024
-_MAX_OUTBOX_BYTES = 32 * 1024 * 1024
+_MAX_WAITING = 1 << 20
+"""Tokens and log-probability entries that may wait for a peer; some 10 bytes of its frame each."""
 
 
 class Peer:
     """An owner at the other end of an Attach stream."""
 
     def __init__(self, loop: EngineLoop, registry: Registry, max_num_requests: int) -> None:
-        self.outbox = Outbox(_MAX_OUTBOX_FRAMES, _MAX_OUTBOX_BYTES)
+        self.outbox = Outbox(_MAX_WAITING)
         self._loop = loop
         self._registry = registry
         self._max_num_requests = max_num_requests
@@ -32,12 +31,12 @@ class Peer:
         self.owner_id = loop.add_owner(self)
 
     def deliver(self, step_id: int, events: OwnerEvents) -> None:
-        """Puts a step's frame into the outbox."""
-        self.outbox.put(scheduler_pb2.AttachResponse(tokens=token_frame(step_id, events)))
+        """Puts what a step brought into the outbox."""
+        self.outbox.put_events(step_id, events)
 
     def state_changed(self, state: scheduler_pb2.ServingState) -> None:
         """Puts a serving state into the outbox."""
-        self.outbox.put(scheduler_pb2.AttachResponse(state=state))
+        self.outbox.put_state(state)
 
     async def read(self, frames: AsyncIterator[scheduler_pb2.AttachRequest]) -> None:
         """Takes submissions until the peer's side of the stream ends. Raises `InvalidRequest`."""
@@ -80,11 +79,10 @@ class Peer:
                 self._set_deadline(admission.handle, admission.deadline_ms)
 
     def _refuse(self, handle: int, code: int, message: str, field: str, retry_after_ms: int) -> None:
-        frame = scheduler_pb2.TokenFrame()
-        frame.errors.add(
+        failure = RequestFailure(
             handle=handle, code=code, message=message, field=field, retry_after_ms=retry_after_ms
         )
-        self.outbox.put(scheduler_pb2.AttachResponse(tokens=frame))
+        self.outbox.put_events(0, OwnerEvents(failures=[failure]))
 
     def _set_deadline(self, handle: int, deadline_ms: int) -> None:
         timer = asyncio.get_running_loop().call_later(deadline_ms / 1000, self._expire, handle, deadline_ms)

@@ -192,12 +192,7 @@ async def _frames_until(
     peer: Peer, reader: "asyncio.Task[None]"
 ) -> AsyncIterator[scheduler_pb2.AttachResponse]:
     """The peer's frames until its side of the stream ends. Raises what its reader or its outbox raises."""
-    while True:
-        getter = asyncio.ensure_future(peer.outbox.get())
-        await asyncio.wait((getter, reader), return_when=asyncio.FIRST_COMPLETED)
-        if getter.done():
-            yield getter.result()
-            continue
-        getter.cancel()
-        reader.result()
-        return
+    reader.add_done_callback(lambda _reader: peer.outbox.close())
+    while (frame := await peer.outbox.get()) is not None:
+        yield frame
+    reader.result()

@@ -4,7 +4,7 @@ Row i of the row columns is one sequence that got tokens or ended. Columns inste
 running sequences an object per token would cost more than scheduling it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 from quire_scheduler.core.request import FinishReason, Request
@@ -44,6 +44,14 @@ class OwnerEvents:
     logprob_values: list[float] = field(default_factory=list)
     logprob_ranks: list[int] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
+
+    def extend(self, later: "OwnerEvents") -> None:
+        """Appends what happened later: for an owner that has not taken the earlier events yet."""
+        num_rows = len(self.handles)
+        later.finished_rows = [row + num_rows for row in later.finished_rows]
+        later.logprob_rows = [row + num_rows for row in later.logprob_rows]
+        for column in fields(OwnerEvents):
+            getattr(self, column.name).extend(getattr(later, column.name))
 
     def entries_per_token(self) -> list[int]:
         """The row column of LogprobColumns; empty when no row has log-probabilities."""
