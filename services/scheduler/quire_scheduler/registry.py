@@ -186,11 +186,11 @@ class Registry(worker_pb2_grpc.WorkerRegistryServiceServicer):
     ) -> worker_pb2.RegisterResponse | None:
         """What to send next; None once the worker's side of the stream has ended."""
         getter = asyncio.create_task(group.directives.get())
-        await asyncio.wait((getter, reader), return_when=asyncio.FIRST_COMPLETED)
-        if getter.done():
-            return getter.result()
-        getter.cancel()
-        return None
+        try:
+            await asyncio.wait((getter, reader), return_when=asyncio.FIRST_COMPLETED)
+            return getter.result() if getter.done() else None
+        finally:
+            getter.cancel()
 
 
 def _serves_the_same(a: worker_pb2.ModelSpec, b: worker_pb2.ModelSpec) -> bool:
