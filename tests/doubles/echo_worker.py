@@ -1,12 +1,14 @@
 """A worker process's outside around a simulated inside: registers over gRPC, answers plans over ZeroMQ, no torch.
 
 Its tokens are those of `expected_tokens`. `fate` decides what happens to each plan received and each answer sent, so
-that tests can lose or double frames on either side. Knows no scheduler beyond the two protocols.
+that tests can lose or double frames on either side. It answers at once, or `steps_per_s` times a second, as a device would
+that takes as long for every step. Knows no scheduler beyond the two protocols.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from time import monotonic
 
 import zmq
 import zmq.asyncio
@@ -43,6 +45,7 @@ class EchoWorker:
         max_num_seqs: int = 64,
         protocol_version: int = PROTOCOL_VERSION,
         fate: Fate = delivered_once,
+        steps_per_s: float = 0.0,
     ) -> None:
         self._scheduler = scheduler
         self._capacity = worker_pb2.WorkerCapacity(
@@ -53,6 +56,7 @@ class EchoWorker:
         )
         self._protocol_version = protocol_version
         self._fate = fate
+        self._step_period_s = 1 / steps_per_s if steps_per_s else 0.0
         self._worker = SimulatedWorker(
             num_blocks=num_blocks, block_size=BLOCK_SIZE, max_num_seqs=max_num_seqs, vocab_size=VOCAB_SIZE
         )
@@ -116,10 +120,14 @@ class EchoWorker:
         await socket.send_multipart(encode_ready(WorkerReady(group_id=self._group_id, epoch=epoch)))
 
     async def _answer(self, socket: "zmq.asyncio.Socket") -> None:
+        due = 0.0
         while True:
             frames = await socket.recv_multipart()
             if self.silent:
                 continue
+            if self._step_period_s:
+                due = max(due + self._step_period_s, monotonic())
+                await asyncio.sleep(due - monotonic())
             for _ in range(self._fate("plan")):
                 answer = self._execute(frames)
                 for _ in range(self._fate("answer") if answer else 0):

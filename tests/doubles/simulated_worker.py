@@ -93,6 +93,8 @@ class SimulatedWorker:
         return self._advance(plan, forked_slots)
 
     def _copy(self, plan: StepPlan) -> None:
+        if not plan.copies:
+            return
         before = dict(self._chains)
         for slot, _kv_group, position, source, target in _rows(plan.copies, 5):
             assert self._slots[slot].table[position] == source, "a copy from a block that is not in the table"
