@@ -6,6 +6,9 @@ Each BATCHxCONTEXT decodes through the worker's served code path with two steps 
 host's share of it that is not waiting, and the kernels of one step, longest first.
 """
 
+import cProfile
+import io
+import pstats
 import sys
 import time
 from statistics import median
@@ -20,6 +23,7 @@ from tests.doubles.in_process_engine import InProcessEngine
 _NUM_TIMED_STEPS = 40
 _NUM_PROFILED_STEPS = 4
 _NUM_KERNELS = 14
+_NUM_FUNCTIONS = 25
 
 
 def decoding_engine(worker: WorkerAlone, batch: int, context: int, vocab_size: int) -> InProcessEngine:
@@ -36,21 +40,31 @@ def decoding_engine(worker: WorkerAlone, batch: int, context: int, vocab_size: i
 
 
 def step_ms(engine: InProcessEngine) -> tuple[float, float]:
-    """Median wall time of a step, and of its part that does not wait for the device, in milliseconds."""
-    walls: list[float] = []
+    """Mean wall time of a step, and median of its part that does not wait for the device, in milliseconds."""
     hosts: list[float] = []
-    pending = engine._pending
+    first = time.perf_counter()
     for _ in range(_NUM_TIMED_STEPS):
-        oldest = pending[0]
         began = time.perf_counter()
-        while not oldest.is_ready:
+        engine.fill_pipeline()
+        filled = time.perf_counter()
+        while not engine.oldest_is_ready:
             pass
-        waited = time.perf_counter()
+        ready = time.perf_counter()
         engine.step()
-        ended = time.perf_counter()
-        walls.append(ended - began)
-        hosts.append(ended - waited)
-    return 1e3 * sum(walls) / len(walls), 1e3 * median(hosts)
+        hosts.append(filled - began + time.perf_counter() - ready)
+    return 1e3 * (time.perf_counter() - first) / _NUM_TIMED_STEPS, 1e3 * median(hosts)
+
+
+def host_table(engine: InProcessEngine) -> str:
+    """Host time per function of a few steps."""
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(_NUM_TIMED_STEPS):
+        engine.step()
+    profile.disable()
+    text = io.StringIO()
+    pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(_NUM_FUNCTIONS)
+    return "\n".join(line for line in text.getvalue().splitlines()[6:] if line.strip())
 
 
 def kernel_table(engine: InProcessEngine) -> str:
@@ -78,7 +92,8 @@ def main(name: str, cases: list[str]) -> None:
         batch, context = map(int, case.split("x"))
         engine = decoding_engine(worker, batch, context, model.vocab_size)
         wall, host = step_ms(engine)
-        print(f"{name} {case}: {wall:.3f} ms per step, {host:.3f} ms of it host work\n{kernel_table(engine)}", flush=True)
+        print(f"{name} {case}: {wall:.3f} ms per step, {host:.3f} ms of it host work\n{kernel_table(engine)}")
+        print(host_table(engine), flush=True)
 
 
 if __name__ == "__main__":

@@ -96,10 +96,19 @@ class InProcessEngine:
         self.num_live += sampling.n
         return handle
 
-    def step(self) -> bool:
-        """Fills the pipeline and answers its oldest step; False when nothing is left to do."""
+    @property
+    def oldest_is_ready(self) -> bool:
+        """Whether the oldest launched step can be answered without waiting for a device."""
+        return self._pending[0].is_ready
+
+    def fill_pipeline(self) -> None:
+        """Launches steps until the pipeline is full or nothing can advance."""
         while (plan := self.core.schedule(GROUP)) is not None:
             self._pending.append(self._execute(decode_plan(encode_plan(plan))))
+
+    def step(self) -> bool:
+        """Fills the pipeline and answers its oldest step; False when nothing is left to do."""
+        self.fill_pipeline()
         if not self._pending:
             return False
         result = self._pending.popleft()()
