@@ -29,6 +29,10 @@ class SchedulerConfig:
     max_num_batched_tokens: int | None = setting(
         None, "Most tokens per step; default: what the worker offers."
     )
+    max_num_prefill_tokens_while_decoding: int | None = setting(
+        None,
+        "Most prompt tokens of a step in which others decode; a quarter of the waiting prompt tokens if that is more.",
+    )
     heartbeat_interval_ms: int = setting(1000, "How often a worker must give a sign of life.")
     liveness_timeout_ms: int = setting(5000, "Silence after which a worker is dropped.")
     drain_timeout_ms: int = setting(
@@ -38,7 +42,7 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         for name in ("pipeline_depth", "max_num_requests", "heartbeat_interval_ms"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_prefill_tokens_while_decoding"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
         require(

@@ -1,4 +1,4 @@
-"""Invariants of the core over any order of add, abort, step, answer, fail and reset."""
+"""Invariants of the core over any order of add, resume, abort, step, answer, fail, reset and change of groups."""
 
 from collections import Counter
 
@@ -16,31 +16,72 @@ from quire_scheduler.core import (
     StaleAnswer,
 )
 
+from quire.wire.plan import StepPlan
+from quire.wire.result import StepResult
 from tests.doubles.simulated_worker import SimulatedWorker, expected_tokens
 
 VOCAB_SIZE = 50
 STOPS = (7, 8)
 BLOCK_SIZE = 4
-OWNER = OwnerId(1)
+OWNERS = (OwnerId(1), OwnerId(2))
+PROMPTS = st.one_of(
+    st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20),
+    st.integers(1, 22).map(lambda length: [3] * length),
+)
+
+
+class _Workers:
+    """One group's workers, as far behind their scheduler as the machine lets them be."""
+
+    def __init__(self, capacity: GroupCapacity, epoch: int) -> None:
+        self.epoch = epoch
+        self.sent: list[StepPlan] = []
+        self.old_results: list[StepResult] = []
+        self.simulated = SimulatedWorker(
+            num_blocks=capacity.num_blocks,
+            block_size=capacity.block_size,
+            max_num_seqs=capacity.max_num_seqs,
+            vocab_size=capacity.vocab_size,
+        )
+
+    def begin(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.sent.clear()
+        self.simulated.drop_slots()
 
 
 class CoreMachine(RuleBasedStateMachine):
-    """Drives one group with a worker that lags behind by up to the pipeline's depth."""
+    """Drives one or two groups with workers that lag behind by up to the pipeline's depth."""
 
     @initialize(
+        num_groups=st.integers(1, 2),
         num_blocks=st.integers(8, 24),
         max_num_seqs=st.integers(2, 6),
         spare_budget=st.integers(0, 12),
         depth=st.integers(1, 3),
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
+        prefill_cap=st.one_of(st.none(), st.integers(1, 8)),
     )
     def build(
-        self, num_blocks: int, max_num_seqs: int, spare_budget: int, depth: int, caching: bool, policy: str
+        self,
+        num_groups: int,
+        num_blocks: int,
+        max_num_seqs: int,
+        spare_budget: int,
+        depth: int,
+        caching: bool,
+        policy: str,
+        prefill_cap: int | None,
     ) -> None:
-        self.core = Scheduler(
-            CoreLimits(policy=policy, enable_prefix_caching=caching, pipeline_depth=depth, max_failures=3)
+        self.limits = CoreLimits(
+            policy=policy,
+            enable_prefix_caching=caching,
+            pipeline_depth=depth,
+            max_failures=3,
+            max_num_prefill_tokens_while_decoding=prefill_cap,
         )
+        self.core = Scheduler(self.limits)
         self.capacity = GroupCapacity(
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
@@ -49,13 +90,10 @@ class CoreMachine(RuleBasedStateMachine):
             max_model_len=num_blocks * BLOCK_SIZE,
             vocab_size=VOCAB_SIZE,
         )
-        self.worker = SimulatedWorker(
-            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_num_seqs=max_num_seqs, vocab_size=VOCAB_SIZE
-        )
         self.epoch = 1
-        self.core.add_group(0, self.epoch, self.capacity)
-        self.sent = []
-        self.old_results = []
+        self.groups = {group_id: _Workers(self.capacity, self.epoch) for group_id in range(num_groups)}
+        for group_id in self.groups:
+            self.core.add_group(group_id, self.epoch, self.capacity)
         self.requests: dict[int, Request] = {}
         self.received: dict[tuple[int, int], list[int]] = {}
         self.ends: Counter[tuple[int, int]] = Counter()
@@ -63,11 +101,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.failed: Counter[int] = Counter()
 
     @rule(
-        prompt=st.one_of(
-            st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20),
-            st.integers(1, 22).map(lambda length: [3] * length),
-        ),
-        max_tokens=st.integers(1, 10),
+        prompt=PROMPTS,
+        max_tokens=st.one_of(st.integers(1, 10), st.just(32)),
         n=st.integers(1, 3),
         min_tokens=st.integers(0, 2),
         priority=st.integers(0, 2),
@@ -76,27 +111,25 @@ class CoreMachine(RuleBasedStateMachine):
     def add(
         self, prompt: list[int], max_tokens: int, n: int, min_tokens: int, priority: int, seed: int
     ) -> None:
-        n = min(n, self.capacity.max_num_seqs)
+        request = self._request(prompt, max_tokens, n, min_tokens, priority, seed)
+        if request is not None:
+            self.core.add(request)
+
+    @rule(
+        prompt=PROMPTS,
+        max_tokens=st.integers(1, 10),
+        num_had=st.lists(st.integers(0, 10), min_size=1, max_size=3),
+        priority=st.integers(0, 2),
+    )
+    def resume(self, prompt: list[int], max_tokens: int, num_had: list[int], priority: int) -> None:
         max_tokens = min(max_tokens, self.capacity.max_model_len - len(prompt))
-        if max_tokens < 1:
+        request = self._request(prompt, max_tokens, len(num_had), 0, priority, seed=5)
+        if request is None:
             return
-        handle = len(self.requests) + 1
-        request = Request(
-            owner=OWNER,
-            handle=handle,
-            request_id=str(handle),
-            prompt_token_ids=prompt,
-            priority=priority,
-            sampling=Sampling(
-                n=n,
-                seed=seed,
-                max_tokens=max_tokens,
-                min_tokens=min_tokens,
-                stop_token_ids=STOPS,
-                eos_token_ids=frozenset({7}),
-            ),
-        )
-        self.requests[handle] = request
+        indexes = range(request.sampling.n)
+        had = [(index, self._truth(request, index)[: num_had[index]]) for index in indexes]
+        request.resumed = tuple(had)
+        self.received.update({(request.handle, index): list(tokens) for index, tokens in had})
         self.core.add(request)
 
     @precondition(lambda self: self.requests)
@@ -104,64 +137,72 @@ class CoreMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         handle = data.draw(st.sampled_from(sorted(self.requests)))
         index = data.draw(st.one_of(st.none(), st.integers(0, 2)))
-        self.core.abort(OWNER, handle, index)
+        code = data.draw(st.sampled_from([0, 0, 4]))
+        self.core.abort(self.requests[handle].owner, handle, index, code=code, message="told to")
 
-    @rule()
-    def plan(self) -> None:
-        plan = self.core.schedule(0)
-        if plan is not None:
-            assert plan.num_tokens <= self.capacity.max_num_batched_tokens
-            assert plan.step_id == (self.sent[-1].step_id + 1 if self.sent else plan.step_id)
-            self.sent.append(plan)
+    @rule(owner=st.sampled_from(OWNERS))
+    def abort_owner(self, owner: OwnerId) -> None:
+        self.core.abort_owner(owner)
+        assert self.core.num_requests_of(owner) == 0
 
-    @precondition(lambda self: self.sent)
-    @rule()
-    def answer(self) -> None:
-        result = self.worker.execute(self.sent.pop(0))
-        self.core.apply(result)
-        self.old_results.append(result)
+    @rule(at=st.integers(0, 1))
+    def plan(self, at: int) -> None:
+        self._plan(at % len(self.groups))
 
-    @precondition(lambda self: self.old_results)
-    @rule()
-    def repeat_answer(self) -> None:
-        try:
-            self.core.apply(self.old_results[-1])
-        except StaleAnswer:
-            return
-        raise AssertionError("an old answer was entered twice")
+    @rule(at=st.integers(0, 1))
+    def answer(self, at: int) -> None:
+        self._answer(at % len(self.groups))
 
-    @precondition(lambda self: self.sent)
-    @rule(data=st.data())
-    def fail(self, data: st.DataObject) -> None:
-        at = data.draw(st.integers(0, len(self.sent) - 1))
-        self.core.fail(0, self.sent[at].step_id)
-        del self.sent[at:]
+    @rule(at=st.integers(0, 1), num_steps=st.integers(1, 8))
+    def run_full_pipeline(self, at: int, num_steps: int) -> None:
+        for _ in range(num_steps):
+            while self._plan(at % len(self.groups)):
+                pass
+            self._answer(at % len(self.groups))
+            self.collect_events()
 
-    @rule()
-    def reset(self) -> None:
-        self.epoch += 1
-        self.sent.clear()
-        self.worker.drop_slots()
-        self.core.reset(0, self.epoch)
+    @rule(at=st.integers(0, 1))
+    def repeat_answer(self, at: int) -> None:
+        workers = self.groups[at % len(self.groups)]
+        for result in workers.old_results[-1:]:
+            try:
+                self.core.apply(result)
+            except StaleAnswer:
+                continue
+            raise AssertionError("an old answer was entered twice")
 
-    @rule()
-    def replace_group(self) -> None:
-        self.epoch += 1
-        self.sent.clear()
-        self.worker.drop_slots()
-        self.core.remove_group(0)
-        self.core.add_group(0, self.epoch, self.capacity)
+    @rule(at=st.integers(0, 1), data=st.data())
+    def fail(self, at: int, data: st.DataObject) -> None:
+        group_id = at % len(self.groups)
+        sent = self.groups[group_id].sent
+        if sent:
+            first = data.draw(st.integers(0, len(sent) - 1))
+            self.core.fail(group_id, sent[first].step_id)
+            del sent[first:]
+
+    @rule(at=st.integers(0, 1))
+    def reset(self, at: int) -> None:
+        group_id = at % len(self.groups)
+        self.groups[group_id].begin(self._next_epoch())
+        self.core.reset(group_id, self.epoch)
+
+    @rule(at=st.integers(0, 1))
+    def replace_group(self, at: int) -> None:
+        group_id = at % len(self.groups)
+        self.groups[group_id].begin(self._next_epoch())
+        self.core.remove_group(group_id)
+        self.core.add_group(group_id, self.epoch, self.capacity)
 
     @invariant()
     def collect_events(self) -> None:
         if not hasattr(self, "core"):
             return
         for owner, events in self.core.drain_events().items():
-            assert owner == OWNER
             at = 0
             for handle, index, first, count in zip(
                 events.handles, events.indexes, events.first_token_indexes, events.num_tokens, strict=True
             ):
+                assert self.requests[handle].owner == owner
                 got = self.received.setdefault((handle, index), [])
                 assert first == len(got), "a token was repeated or is missing"
                 assert not self.ends[handle, index] and not self.failed[handle], "an event after the end"
@@ -174,24 +215,39 @@ class CoreMachine(RuleBasedStateMachine):
                 self.reasons[key] = reason
             for failure in events.failures:
                 self.failed[failure.handle] += 1
+        assert max(self.ends.values(), default=0) <= 1, "a sequence ended twice"
+        assert max(self.failed.values(), default=0) <= 1, "a request failed twice"
         self._check_texts()
 
     @invariant()
-    def blocks_are_conserved(self) -> None:
+    def blocks_and_slots_are_conserved(self) -> None:
         if not hasattr(self, "core"):
             return
         stats = self.core.stats()
         assert (
             stats.num_free_blocks + stats.num_used_blocks + stats.num_cached_blocks == stats.num_total_blocks
         )
-        group = self.core._groups[0]
-        held = Counter(block for sequence in group.running for block in sequence.block_table)
-        for block in range(1, self.capacity.num_blocks + 1):
-            assert group.kv.pool.num_holders(block) == held[block], f"block {block} is miscounted"
-        slots = [s.slot for s in group.running] + [slot for s in group.running for slot in s.fork_slots]
-        assert sorted(slots + group.free_slots) == list(range(self.capacity.max_num_seqs))
-        assert [s.order for s in group.running] == sorted(s.order for s in group.running)
         assert 0.0 <= stats.kv_waste_ratio <= 1.0
+        for group_id in self.groups:
+            self._check_blocks(group_id)
+            self._check_slots(group_id)
+
+    @invariant()
+    def waiting_is_counted(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        live = [
+            sequence
+            for owner in OWNERS
+            for handle in self.requests
+            if (request := self.core._ledger.find(owner, handle)) is not None
+            for sequence in request.live_sequences.values()
+            if sequence is not None
+        ]
+        running = [sequence for group_id in self.groups for sequence in self.core._groups[group_id].running]
+        waiting = [sequence for sequence in live if sequence not in running]
+        assert len(self.core._waiting) == len(waiting)
+        assert self.core._waiting.num_prompt_tokens == sum(sequence.num_prompt for sequence in waiting)
 
     def teardown(self) -> None:
         if not hasattr(self, "core"):
@@ -200,46 +256,130 @@ class CoreMachine(RuleBasedStateMachine):
         for handle, request in self.requests.items():
             ends = [self.ends[handle, index] for index in range(request.sampling.n)]
             if self.failed[handle]:
-                assert self.failed[handle] == 1 and max(ends) <= 1
+                assert self.failed[handle] == 1 and max(ends) <= 1 and min(ends) == 0
             else:
                 assert ends == [1] * request.sampling.n, f"request {handle} ended {ends} times"
         stats = self.core.stats()
-        assert (stats.num_running, stats.num_waiting, stats.num_requests, stats.num_used_blocks) == (
-            0,
-            0,
-            0,
-            0,
+        left = (stats.num_running, stats.num_waiting, stats.num_requests, stats.num_used_blocks)
+        assert left == (0, 0, 0, 0)
+
+    def _request(
+        self, prompt: list[int], max_tokens: int, n: int, min_tokens: int, priority: int, seed: int
+    ) -> Request | None:
+        if not 0 < max_tokens <= self.capacity.max_model_len:
+            return None
+        handle = len(self.requests) + 1
+        request = Request(
+            owner=OWNERS[handle % 2],
+            handle=handle,
+            request_id=str(handle),
+            prompt_token_ids=prompt,
+            priority=priority,
+            sampling=Sampling(
+                n=min(n, self.capacity.max_num_seqs),
+                seed=seed,
+                max_tokens=max_tokens,
+                min_tokens=min_tokens,
+                stop_token_ids=STOPS,
+                eos_token_ids=frozenset({7}),
+            ),
         )
+        self.requests[handle] = request
+        return request
+
+    def _next_epoch(self) -> int:
+        self.epoch += 1
+        return self.epoch
+
+    def _plan(self, group_id: int) -> bool:
+        plan = self.core.schedule(group_id)
+        if plan is None:
+            return False
+        sent = self.groups[group_id].sent
+        assert plan.num_tokens <= self.capacity.max_num_batched_tokens
+        assert not sent or plan.step_id == sent[-1].step_id + 1
+        sent.append(plan)
+        assert len(sent) == self.core.num_in_flight(group_id) <= self.limits.pipeline_depth
+        return True
+
+    def _answer(self, group_id: int) -> None:
+        workers = self.groups[group_id]
+        if workers.sent:
+            result = workers.simulated.execute(workers.sent.pop(0))
+            self.core.apply(result)
+            workers.old_results.append(result)
+
+    def _check_blocks(self, group_id: int) -> None:
+        """Every block is free, cached or held, and held exactly as often as it stands in a table."""
+        group = self.core._groups[group_id]
+        pool = group.kv.pool
+        held = Counter(block for sequence in group.running for block in sequence.block_table)
+        everywhere = Counter([*pool._free, *pool._cached, *held.keys()])
+        assert everywhere == Counter(range(1, self.capacity.num_blocks + 1))
+        for block in everywhere:
+            assert pool.num_holders(block) == held[block], f"block {block} is miscounted"
+        assert pool.num_used == len(held)
+
+    def _check_slots(self, group_id: int) -> None:
+        group = self.core._groups[group_id]
+        slots = [s.slot for s in group.running] + [slot for s in group.running for slot in s.fork_slots]
+        assert sorted(slots + group.free_slots) == list(range(self.capacity.max_num_seqs))
+        assert [s.order for s in group.running] == sorted(s.order for s in group.running)
 
     def _run_to_the_end(self) -> None:
-        """Every live request ends within the steps that serving them one after another would take."""
-        bound = 10 + sum(
-            request.sampling.n * (len(request.prompt_token_ids) + request.sampling.max_tokens + 6)
-            for request in self.requests.values()
-        )
-        for _ in range(bound):
-            self.plan()
-            if not self.sent:
-                break
-            self.answer()
+        """Every request ends within its bound of steps now that no other comes."""
+        bounds = self._bounds()
+        live = {handle for handle in bounds if self._is_live(handle)}
+        step = 0
+        while live or self._has_sent():
+            step += 1
+            for group_id in self.groups:
+                self._plan(group_id)
+                self._answer(group_id)
             self.collect_events()
-            self.blocks_are_conserved()
-        assert not self.sent and not self.core.has_work(0), f"work is left after {bound} steps"
-        self.collect_events()
+            self.blocks_and_slots_are_conserved()
+            live = {handle for handle in live if self._is_live(handle)}
+            late = [handle for handle in live if step > bounds[handle]]
+            assert not late, f"requests {late} live on after {step} steps"
+
+    def _bounds(self) -> dict[int, int]:
+        """Steps within which each request must have ended.
+
+        The best live sequence gets at least one token in every step, but for those in which rows of an earlier run
+        are still to be answered: it is served alone in the worst case, and computes its prompt and what it had once
+        more. Under first come, first served only earlier requests can be before it.
+        """
+        costs: dict[int, int] = {}
+        for handle, request in self.requests.items():
+            sampling = request.sampling
+            num_steps = len(request.prompt_token_ids) + 2 * sampling.max_tokens
+            lag = 2 * (self.limits.pipeline_depth + 1)
+            costs[handle] = sampling.n * (num_steps + lag) if self._is_live(handle) else 0
+        if self.limits.policy == "priority":
+            return dict.fromkeys(costs, sum(costs.values()))
+        return {handle: sum(costs[each] for each in costs if each <= handle) for handle in costs}
+
+    def _is_live(self, handle: int) -> bool:
+        return self.core.is_live(self.requests[handle].owner, handle)
+
+    def _has_sent(self) -> bool:
+        return any(workers.sent for workers in self.groups.values())
+
+    def _truth(self, request: Request, index: int) -> list[int]:
+        sampling = request.sampling
+        return expected_tokens(
+            request.prompt_token_ids,
+            seed=sampling.seed,
+            index=index,
+            max_tokens=min(sampling.max_tokens, self.capacity.max_model_len - len(request.prompt_token_ids)),
+            stops=frozenset(STOPS),
+            vocab_size=VOCAB_SIZE,
+            min_tokens=sampling.min_tokens,
+        )
 
     def _check_texts(self) -> None:
         for (handle, index), got in self.received.items():
-            request = self.requests[handle]
-            sampling = request.sampling
-            want = expected_tokens(
-                request.prompt_token_ids,
-                seed=sampling.seed,
-                index=index,
-                max_tokens=sampling.max_tokens,
-                stops=frozenset(STOPS),
-                vocab_size=VOCAB_SIZE,
-                min_tokens=sampling.min_tokens,
-            )
+            want = self._truth(self.requests[handle], index)
             assert got == want[: len(got)], f"request {handle}/{index}: {got} is no start of {want}"
             reason = self.reasons.get((handle, index))
             if reason in (FinishReason.STOP, FinishReason.LENGTH):

@@ -130,6 +130,7 @@ class SimulatedWorker:
         position = state.num_computed
         state.num_computed += 1
         if state.ended:
+            assert len(state.known) < state.admission.max_len, "planned past an end that could be foreseen"
             return  # writes of an ended slot go to the scratch block
         assert position < len(state.known), "a token is scheduled that the slot does not know"
         place = self._place(state, position)

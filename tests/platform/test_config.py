@@ -30,6 +30,7 @@ def test_flags_have_vllms_names() -> None:
         (WorkerConfig, "--dtype int3", "--dtype"),
         (WorkerConfig, "--no-such-flag", "--no-such-flag"),
         (SchedulerConfig, "--pipeline-depth 0", "--pipeline-depth=0: must be at least 1"),
+        (SchedulerConfig, "--max-num-prefill-tokens-while-decoding 0", "-decoding=0: must be at least 1"),
         (SchedulerConfig, "--liveness-timeout-ms 10", "--liveness-timeout-ms=10: must be longer"),
         (TokenizerConfig, "--max-message-bytes 0", "--max-message-bytes=0: must be at least 1"),
     ],

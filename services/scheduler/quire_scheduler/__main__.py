@@ -39,6 +39,7 @@ async def serve(config: SchedulerConfig) -> None:
             enable_prefix_caching=config.enable_prefix_caching,
             pipeline_depth=config.pipeline_depth,
             max_num_requests=config.max_num_requests,
+            max_num_prefill_tokens_while_decoding=config.max_num_prefill_tokens_while_decoding,
         )
     )
     data_plane = DataPlane(config.host, config.data_port)

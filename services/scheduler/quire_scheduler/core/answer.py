@@ -80,6 +80,8 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
                 continue
             if computed // block_size > sequence.num_hashed_blocks:
                 group.kv.offer_full_blocks(sequence, computed)
+        elif count and sequence.num_known == sequence.num_prompt + len(outputs):
+            sequence.num_known += 1  # it waits: a later step of its last run failed, this one did not
         if not count:
             continue
         request = sequence.request

@@ -7,6 +7,11 @@ recompute). Since running sequences are visited in policy order, a victim never 
 
 A prompt too long for what the budget leaves takes half of it while others want to enter too, so that a short request
 is not stuck behind a long one; budget that nobody wanted goes back to it.
+
+A step that carries a big chunk is a long step for those who decode in it. `max_num_prefill_tokens_while_decoding` caps
+the prompt tokens of such steps, so that a trickle of arrivals does not show as pauses in running streams; but a
+backlog is always worked off within a few steps, so that the cap bounds pauses under light load and costs no throughput
+under heavy load, where the backlog lifts it.
 """
 
 from quire.wire.plan import SlotAdmission, StepPlan
@@ -20,15 +25,27 @@ from quire_scheduler.core.waiting_queue import WaitingQueue
 
 _FAILED_PRECONDITION = 9
 
+_MIN_BACKLOG_SHARE = 4
+"""A capped step computes at least one part in this many of the prompt tokens that are still to be computed."""
+
 
 class Planner:
     """Cuts one plan; made anew for every step."""
 
-    def __init__(self, group: Group, waiting: WaitingQueue, ledger: Ledger, counters: Counters) -> None:
+    def __init__(
+        self,
+        group: Group,
+        waiting: WaitingQueue,
+        ledger: Ledger,
+        counters: Counters,
+        *,
+        max_num_prefill_tokens_while_decoding: int | None = None,
+    ) -> None:
         self._group = group
         self._waiting = waiting
         self._ledger = ledger
         self._counters = counters
+        self._prefill_cap = max_num_prefill_tokens_while_decoding
         self._plan = StepPlan(group_id=group.group_id, epoch=group.epoch, step_id=group.next_step_id)
         self._rows: list[Sequence] = []
         self._children: list[tuple[Sequence, SlotId]] = []
@@ -40,8 +57,7 @@ class Planner:
         """The plan, entered into the group as in flight; None when no sequence can advance."""
         group = self._group
         self._yield_to_better()
-        num_decoding = len(group.running) - len(group.prefilling)
-        self._spare_tokens = group.capacity.max_num_batched_tokens - num_decoding
+        self._spare_tokens = self._prefill_budget()
         self._advance_running()
         if self._waiting:
             self._admit_waiting()
@@ -51,6 +67,26 @@ class Planner:
         if not self._rows:
             return None
         return self._commit()
+
+    def _prefill_budget(self) -> int:
+        """Tokens of this step that prompts may take: what decoding leaves, capped while anything decodes."""
+        group = self._group
+        budget = group.capacity.max_num_batched_tokens - (len(group.running) - len(group.prefilling))
+        if self._prefill_cap is None or not (self._waiting or group.prefilling) or not self._any_decodes():
+            return budget
+        return min(budget, max(self._prefill_cap, self._backlog() // _MIN_BACKLOG_SHARE))
+
+    def _any_decodes(self) -> bool:
+        prefilling = self._group.prefilling
+        return any(
+            sequence.num_known < sequence.max_len and sequence not in prefilling
+            for sequence in self._group.running
+        )
+
+    def _backlog(self) -> int:
+        """Prompt tokens that are still to be computed; what the prefix cache may save of those that wait counts too."""
+        remaining = sum(sequence.num_known - sequence.num_scheduled for sequence in self._group.prefilling)
+        return remaining + self._waiting.num_prompt_tokens
 
     def _advance_running(self) -> None:
         """The loop that a steady decode step spends its time in: keep every line of it cheap."""
@@ -116,6 +152,7 @@ class Planner:
         for index, slot in zip(leader.fork_indexes, leader.fork_slots, strict=True):
             child = Sequence(request, index, [])
             child.order = (*leader.order[:-1], index)
+            child.max_len = leader.max_len
             child.num_scheduled = leader.num_scheduled
             child.num_computed = leader.num_scheduled  # confirmed together with the step that forks it
             child.num_known = leader.num_known

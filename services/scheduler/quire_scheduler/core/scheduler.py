@@ -42,6 +42,10 @@ class CoreLimits:
     """Live requests; one more is refused."""
     max_failures: int = 8
     """Failed steps in a row, with no token in between, after which a request is given up."""
+    max_num_prefill_tokens_while_decoding: int | None = None
+    """Most prompt tokens of a step in which some sequence decodes, or a quarter of all prompt tokens that wait if that
+    is more. Small values keep the time between tokens even when prompts arrive one by one; a queue that grows lifts the
+    cap, so that a saturated server keeps its large chunks. None leaves the whole budget of a step to prompts."""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -49,6 +53,9 @@ class CoreLimits:
         for name in ("pipeline_depth", "max_num_requests", "max_failures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        cap = self.max_num_prefill_tokens_while_decoding
+        if cap is not None and cap < 1:
+            raise ValueError(f"max_num_prefill_tokens_while_decoding={cap} must be at least 1")
 
 
 class RequestRefused(Exception):
@@ -135,7 +142,14 @@ class Scheduler:
         group = self._groups[group_id]
         if len(group.in_flight) >= self._limits.pipeline_depth:
             return None
-        return Planner(group, self._waiting, self._ledger, self._counters).cut()
+        planner = Planner(
+            group,
+            self._waiting,
+            self._ledger,
+            self._counters,
+            max_num_prefill_tokens_while_decoding=self._limits.max_num_prefill_tokens_while_decoding,
+        )
+        return planner.cut()
 
     def apply(self, result: StepResult, now: float = 0.0) -> None:
         """Enters the answer to the group's oldest step in flight.
