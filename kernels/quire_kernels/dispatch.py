@@ -15,6 +15,7 @@ from quire_kernels.activation import reference as activation_reference
 from quire_kernels.attention import cpu as attention_cpu
 from quire_kernels.attention import reference as attention_reference
 from quire_kernels.blocks import reference as blocks_reference
+from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.norm import reference as norm_reference
 from quire_kernels.rotary import reference as rotary_reference
 from quire_kernels.sampling import cpu as sampling_cpu
@@ -125,9 +126,12 @@ def paged_attention(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Project ``x [T, K]`` by ``weight [N, K]``: our matrix-vector kernel for one row of 16-bit data, else
-    the library. The result is written to ``out [T, N]`` where it is given.
+    """Project ``x [T, K]`` by ``weight [N, K]``: our matrix-vector kernel for one row of 16-bit data, oneDNN
+    for packed weights, else the library. The result is written to ``out [T, N]`` where it is given.
     """
+    if weight.is_mkldnn:
+        product = linear_cpu.linear_packed(x, weight, bias)
+        return product if out is None else out.copy_(product)
     if x.shape[0] == 1 and x.element_size() == 2 and _runs_triton(x):
         from quire_kernels.linear.gemv import linear_gemv
 
@@ -136,6 +140,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
         return torch.nn.functional.linear(x, weight, bias)
     torch.mm(x, weight.t(), out=out)
     return out if bias is None else out.add_(bias)
+
+
+def pack_linear_weight(weight: Tensor) -> Tensor:
+    """Return a weight in the layout that `linear` is fastest with; nothing else can read it."""
+    return linear_cpu.pack_linear_weight(weight) if weight.device.type == "cpu" else weight
 
 
 def copy_blocks(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:

@@ -7,6 +7,7 @@ import quire_kernels
 import torch
 from quire_kernels.attention import cpu as attention_cpu
 from quire_kernels.attention import reference as attention_reference
+from quire_kernels.linear import reference as linear_reference
 from quire_kernels.sampling import cpu as sampling_cpu
 from quire_kernels.sampling import philox
 from quire_kernels.sampling import reference as sampling_reference
@@ -91,6 +92,23 @@ def test_attention_follows_tensors_that_are_changed_in_place() -> None:
         assert torch.allclose(actual, expected, atol=1e-5)
         seq_lens += 1
         tables[1, 0] = 0
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 16, 67])
+@pytest.mark.parametrize(("num_outputs", "width"), [(31, 7), (96, 64), (1003, 130)])
+def test_packed_projection_equals_reference(num_rows: int, num_outputs: int, width: int) -> None:
+    torch.manual_seed(8)
+    weight, bias = torch.randn(num_outputs, width), torch.randn(num_outputs)
+    packed = quire_kernels.pack_linear_weight(weight)
+    x = torch.randn(num_rows, 2 * width)[:, :width]
+    for each in (None, bias):
+        expected = linear_reference.linear(x, weight, each)
+        assert torch.allclose(quire_kernels.linear(x, packed, each), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_of_16_bits_are_left_as_they_are() -> None:
+    weight = torch.randn(32, 16).bfloat16()
+    assert quire_kernels.pack_linear_weight(weight) is weight
 
 
 def batch_of(num_rows: int) -> SamplingTensors:

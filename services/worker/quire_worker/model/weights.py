@@ -1,7 +1,7 @@
 """The weights of a decoder: from safetensors files, sharded or not, or seeded at random.
 
 Projections that read the same input are fused on loading (q, k, v; gate, up), so that a layer has four matrix
-products. Linear weights are `[out, in]`, as torch has them.
+products. Linear weights are `[out, in]`, as torch has them, in whatever layout `quire_kernels.linear` reads fastest.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quire_kernels import pack_linear_weight
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class Weights:
     embedding: Tensor  # [vocab, hidden]
     layers: tuple[LayerWeights, ...]
     norm: Tensor  # [hidden]
-    lm_head: Tensor  # [vocab, hidden]; the embedding itself where they are tied
+    lm_head: Tensor  # [vocab, hidden]; of the embedding where they are tied
 
 
 def load_weights(config: ModelConfig, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -102,7 +103,9 @@ def _assemble(config: ModelConfig, source: Source) -> Weights:
         embedding=embedding,
         layers=tuple(_layer(config, source, f"model.layers.{i}.") for i in range(config.num_hidden_layers)),
         norm=source("model.norm.weight", (config.hidden_size,)),
-        lm_head=embedding if config.tie_word_embeddings else source("lm_head.weight", vocab),
+        lm_head=pack_linear_weight(
+            embedding if config.tie_word_embeddings else source("lm_head.weight", vocab)
+        ),
     )
 
 
@@ -113,7 +116,8 @@ def _layer(config: ModelConfig, source: Source, prefix: str) -> LayerWeights:
     halves = (("gate_proj", inner), ("up_proj", inner))
 
     def fused(where: str, projections: tuple[tuple[str, int], ...]) -> Tensor:
-        return torch.cat([source(f"{where}{name}.weight", (size, hidden)) for name, size in projections])
+        weights = [source(f"{where}{name}.weight", (size, hidden)) for name, size in projections]
+        return pack_linear_weight(torch.cat(weights))
 
     def fused_bias(where: str, projections: tuple[tuple[str, int], ...]) -> Tensor:
         return torch.cat([source(f"{where}{name}.bias", (size,)) for name, size in projections])
@@ -124,11 +128,11 @@ def _layer(config: ModelConfig, source: Source, prefix: str) -> LayerWeights:
         qkv_bias=fused_bias(attention, parts) if config.qkv_bias else None,
         q_norm=source(attention + "q_norm.weight", head) if config.qk_norm else None,
         k_norm=source(attention + "k_norm.weight", head) if config.qk_norm else None,
-        o=source(attention + "o_proj.weight", (hidden, config.q_size)),
+        o=pack_linear_weight(source(attention + "o_proj.weight", (hidden, config.q_size))),
         o_bias=source(attention + "o_proj.bias", (hidden,)) if config.o_bias else None,
         post_norm=source(prefix + "post_attention_layernorm.weight", (hidden,)),
         gate_up=fused(mlp, halves),
         gate_up_bias=fused_bias(mlp, halves) if config.mlp_bias else None,
-        down=source(mlp + "down_proj.weight", (hidden, inner)),
+        down=pack_linear_weight(source(mlp + "down_proj.weight", (hidden, inner))),
         down_bias=source(mlp + "down_proj.bias", (hidden,)) if config.mlp_bias else None,
     )
