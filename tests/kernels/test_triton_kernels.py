@@ -17,8 +17,6 @@ from quire_kernels.attention.reference import paged_attention
 from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig
 from quire_kernels.blocks.copy import copy_blocks_spans
 from quire_kernels.blocks.reference import copy_blocks
-from quire_kernels.linear.gemv import linear_gemv
-from quire_kernels.linear.reference import linear
 from quire_kernels.norm.reference import fused_add_rms_norm, rms_norm
 from quire_kernels.norm.rows import fused_add_rms_norm_rows, rms_norm_rows
 from quire_kernels.rotary.heads import rotary_embedding_cache, rotary_embedding_heads
@@ -234,13 +232,3 @@ def test_sampler_takes_the_lowest_of_equal_maxima_and_never_a_forbidden_token() 
     tokens = sample_gumbel(logits, sampling_tensors(14))
     assert tokens[0] == tokens[7] == 4097
     assert set(tokens.tolist()) <= {4097, 5003}
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(5, 100), (130, 33)])
-def test_gemv_equals_reference(num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
-    x, weight, bias = (
-        random(*shape, dtype=dtype) for shape in ((1, num_inputs), (num_outputs, num_inputs), (num_outputs,))
-    )
-    assert_close(linear_gemv(x, weight), linear(x, weight))
-    assert_close(linear_gemv(x, weight, bias, rows=2, span=64), linear(x, weight, bias))

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from quire_kernels import (
-    fused_add_rms_norm,
-    linear,
+    linear_add_,
     paged_attention,
-    rms_norm,
+    rms_norm_gated_linear,
+    rms_norm_linear,
     rotary_embedding_and_cache,
-    silu_and_mul,
 )
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -61,29 +60,23 @@ class Decoder:
         """
         weights, eps = self._weights, self._config.rms_norm_eps
         residual = embedding(inputs.token_ids, weights.embedding)
-        hidden = rms_norm(residual, weights.layers[0].input_norm, eps)
         for index, layer in enumerate(weights.layers):
             window = self._config.sliding_windows[index]
-            attended = self._attention(layer, hidden, inputs, kv_cache[index], window)
-            is_last = index + 1 == len(weights.layers)
-            if (
-                is_last and inputs.logits_rows is not None
-            ):  # the cache is complete: only rows whose logits are wanted go on
+            attended = self._attention(layer, residual, inputs, kv_cache[index], window)
+            if index + 1 == len(weights.layers) and inputs.logits_rows is not None:
+                # The cache is complete: only rows whose logits are wanted go on.
                 attended = attended.index_select(0, inputs.logits_rows)
                 residual = residual.index_select(0, inputs.logits_rows)
-            hidden, residual = fused_add_rms_norm(attended, residual, layer.post_norm, eps)
-            hidden = linear(
-                silu_and_mul(linear(hidden, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias
-            )
-            norm = weights.norm if is_last else weights.layers[index + 1].input_norm
-            hidden, residual = fused_add_rms_norm(hidden, residual, norm, eps)
-        linear(hidden, weights.lm_head, out=logits)
+            residual = linear_add_(residual, attended, layer.o, layer.o_bias)
+            gated = rms_norm_gated_linear(residual, layer.post_norm, eps, layer.gate_up, layer.gate_up_bias)
+            residual = linear_add_(residual, gated, layer.down, layer.down_bias)
+        rms_norm_linear(residual, weights.norm, eps, weights.lm_head, out=logits)
 
     def _attention(
-        self, layer: LayerWeights, hidden: Tensor, inputs: StepInputs, kv: Tensor, window: int | None
+        self, layer: LayerWeights, residual: Tensor, inputs: StepInputs, kv: Tensor, window: int | None
     ) -> Tensor:
         config = self._config
-        qkv = linear(hidden, layer.qkv, layer.qkv_bias)
+        qkv = rms_norm_linear(residual, layer.input_norm, config.rms_norm_eps, layer.qkv, layer.qkv_bias)
         q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=1)
         q = rotary_embedding_and_cache(
             q.view(-1, config.num_attention_heads, config.head_dim),
@@ -110,4 +103,4 @@ class Decoder:
             max_query_len=inputs.max_query_len,
             max_seq_len=inputs.max_seq_len,
         )
-        return linear(attended.reshape(-1, config.q_size), layer.o, layer.o_bias)
+        return attended.reshape(-1, config.q_size)
