@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import product
 
 import torch
-from quire_kernels.attention.paged import paged_attention_mixed
+from quire_kernels.attention.paged import paged_attention_mixed, schedule_attention
 from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig
 from triton.runtime.errors import OutOfResources
 
@@ -81,10 +81,20 @@ def main() -> None:
         for rows, tile, warps, stages in product((64, 128), (64, 128), (4, 8), (2, 3)):
             config = PrefillConfig(rows=rows, tile=tile, num_warps=warps, num_stages=stages)
             try:
+                schedule = schedule_attention(
+                    *case[-2:],
+                    torch.tensor([batch], dtype=torch.int32, device="cuda"),
+                    num_tokens=batch * query_len,
+                    num_heads=32,
+                    num_kv_heads=KV_HEADS,
+                    head_dim=HEAD_DIM,
+                    sliding_window=None,
+                    prefill=config,
+                )
                 timings[f"rows{rows}/tile{tile}/w{warps}/s{stages}"] = graph_us(
-                    lambda config=config, case=case, query_len=query_len, seq_len=seq_len: (
+                    lambda schedule=schedule, case=case, query_len=query_len, seq_len=seq_len: (
                         paged_attention_mixed(
-                            *case, **options, max_query_len=query_len, max_seq_len=seq_len, prefill=config
+                            *case, **options, max_query_len=query_len, max_seq_len=seq_len, schedule=schedule
                         )
                     ),
                     repeats=5,

@@ -3,6 +3,7 @@
 Knows no request, no scheduler and no model. Importing it needs torch alone: neither Triton nor a GPU.
 """
 
+from quire_kernels.attention.schedule import AttentionSchedule
 from quire_kernels.dispatch import (
     admit_slots,
     advance_slots,
@@ -22,6 +23,7 @@ from quire_kernels.dispatch import (
     rotary_embedding,
     rotary_embedding_and_cache,
     sample,
+    schedule_attention,
     silu_and_mul,
     token_logprobs,
 )
@@ -29,6 +31,7 @@ from quire_kernels.sampling.params import SamplingTensors
 from quire_kernels.slots.state import SlotState, StepRows, StepTensors, allocate_slot_state
 
 __all__ = [
+    "AttentionSchedule",
     "SamplingTensors",
     "SlotState",
     "StepRows",
@@ -52,6 +55,7 @@ __all__ = [
     "rotary_embedding",
     "rotary_embedding_and_cache",
     "sample",
+    "schedule_attention",
     "silu_and_mul",
     "token_logprobs",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from quire_kernels.activation import reference as activation_reference
 from quire_kernels.attention import cpu as attention_cpu
 from quire_kernels.attention import reference as attention_reference
+from quire_kernels.attention.schedule import AttentionSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.norm import reference as norm_reference
@@ -91,6 +92,42 @@ def rotary_embedding_and_cache(
     )
 
 
+def schedule_attention(
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    num_seqs: Tensor,
+    *,
+    num_tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    sliding_window: int | None,
+    element_size: int = 2,
+) -> AttentionSchedule | None:
+    """Cut the attention of a step into equal work, once for all layers that share ``sliding_window``.
+
+    The tables are padded to R rows: ``query_start_loc [R + 1]`` and ``seq_lens [R]``, of which the first
+    ``num_seqs`` (int32 ``[1]``) are sequences and the rest may hold anything. ``num_tokens`` is the padded number of
+    query tokens; ``element_size`` is that of q, in bytes. One launch that depends on these two sizes alone and can be
+    captured in a CUDA graph. Returns None where attention takes no schedule; there tables must not be padded.
+    """
+    if not _runs_triton(seq_lens):
+        return None
+    from quire_kernels.attention import paged
+
+    return paged.schedule_attention(
+        query_start_loc,
+        seq_lens,
+        num_seqs,
+        num_tokens=num_tokens,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        sliding_window=sliding_window,
+        element_size=element_size,
+    )
+
+
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -103,21 +140,28 @@ def paged_attention(
     sliding_window: int | None,
     max_query_len: int,
     max_seq_len: int,
+    schedule: AttentionSchedule | None = None,
 ) -> Tensor:
-    implementation = attention_reference.paged_attention
-    if q.device.type == "cpu":
-        implementation = attention_cpu.paged_attention
-    elif _runs_triton(q):
+    """Attend as `attention.reference` does; with the step's ``schedule`` the tables may be padded.
+
+    The launches depend on the shapes of the tensors, on whether ``max_query_len`` is 1, and, without a schedule, on
+    ``max_seq_len``.
+    """
+    tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens)
+    if _runs_triton(q):
         from quire_kernels.attention.paged import paged_attention_mixed
 
-        implementation = paged_attention_mixed
-    return implementation(
-        q,
-        k_cache,
-        v_cache,
-        block_tables,
-        query_start_loc,
-        seq_lens,
+        return paged_attention_mixed(
+            *tensors,
+            scale=scale,
+            sliding_window=sliding_window,
+            max_query_len=max_query_len,
+            max_seq_len=max_seq_len,
+            schedule=schedule,
+        )
+    on_cpu = q.device.type == "cpu"
+    return (attention_cpu if on_cpu else attention_reference).paged_attention(
+        *tensors,
         scale=scale,
         sliding_window=sliding_window,
         max_query_len=max_query_len,

@@ -4,6 +4,8 @@ The interpreter multiplies bfloat16 matrices wrongly without an error, so there 
 small.
 """
 
+from random import Random
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,9 +14,9 @@ pytest.importorskip("triton")
 
 from quire_kernels.activation.reference import silu_and_mul
 from quire_kernels.activation.silu_and_mul import silu_and_mul_tiles
-from quire_kernels.attention.paged import paged_attention_mixed
+from quire_kernels.attention.paged import paged_attention_mixed, schedule_attention
 from quire_kernels.attention.reference import paged_attention
-from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig
+from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, StreamConfig
 from quire_kernels.blocks.copy import copy_blocks_spans
 from quire_kernels.blocks.reference import copy_blocks
 from quire_kernels.norm.reference import fused_add_rms_norm, rms_norm
@@ -145,9 +147,16 @@ def paged_case(
 
 
 def check_attention(
-    case: tuple[Tensor, ...], window: int | None, decode: DecodeConfig | None, prefill: PrefillConfig | None
+    case: tuple[Tensor, ...],
+    window: int | None,
+    *,
+    decode: DecodeConfig | None = None,
+    stream: StreamConfig | None = None,
+    prefill: PrefillConfig | None = None,
+    padding: int = 0,
 ) -> None:
-    q, *_, starts, seq_lens = case
+    """Compare with the reference; with ``padding`` the tables grow by so many poisoned rows, and q by such tokens."""
+    q, k_cache, v_cache, tables, starts, seq_lens = case
     options = {
         "scale": q.shape[2] ** -0.5,
         "sliding_window": window,
@@ -155,8 +164,28 @@ def check_attention(
         "max_seq_len": int(seq_lens.max()),
     }
     expected = paged_attention(*case, **options)
-    actual = paged_attention_mixed(*case, **options, decode=decode, prefill=prefill)
-    assert_close(actual, expected)
+    num_tokens, num_seqs = q.shape[0], seq_lens.shape[0]
+    poison = torch.randint(-(2**31), 2**31 - 1, (padding,), dtype=torch.int32, device=DEVICE)
+    q = torch.cat((q, torch.full_like(q[:1], float("nan")).expand(padding, -1, -1)))
+    starts, seq_lens = torch.cat((starts, poison)), torch.cat((seq_lens, poison))
+    tables = torch.cat((tables, poison[:, None].expand(-1, tables.shape[1])))
+    schedule = schedule_attention(
+        starts,
+        seq_lens,
+        torch.tensor([num_seqs], dtype=torch.int32, device=DEVICE),
+        num_tokens=q.shape[0],
+        num_heads=q.shape[1],
+        num_kv_heads=k_cache.shape[2],
+        head_dim=q.shape[2],
+        sliding_window=window,
+        stream=stream,
+        prefill=prefill,
+    )
+    for _ in range(2):  # a second layer finds the scratch memory as the first one left it
+        actual = paged_attention_mixed(
+            q, k_cache, v_cache, tables, starts, seq_lens, **options, schedule=schedule, decode=decode
+        )
+        assert_close(actual[:num_tokens], expected)
 
 
 BOUNDARIES = [(1, 1), (1, 15), (1, 16), (1, 17), (0, 0), (1, 63), (1, 64), (1, 65)]
@@ -175,7 +204,26 @@ def test_decode_attention_equals_reference(
         BOUNDARIES + ([(1, 1000), (1, 1025)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
     )
     config = DecodeConfig(tile=16, num_splits=num_splits, min_split=16, num_warps=4, num_stages=2)
-    check_attention(case, window, config, None)
+    check_attention(case, window, decode=config, padding=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("num_streams", [1, 3, 7, 100])
+def test_decode_in_streams_equals_reference(
+    num_heads: int, num_kv_heads: int, window: int | None, num_streams: int, dtype: torch.dtype
+) -> None:
+    head_dim = 128 if ON_GPU and num_heads > 6 else 24
+    case = paged_case(
+        BOUNDARIES + ([(1, 1000), (1, 1025), (1, 9000)] if ON_GPU else []),
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        dtype,
+    )
+    config = StreamConfig(num_streams=num_streams, tile=16, num_warps=4, num_stages=2)
+    check_attention(case, window, stream=config, padding=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -188,10 +236,62 @@ def test_mixed_attention_equals_reference(
     case = paged_case(
         MIXED + ([(700, 1500), (1, 900)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
     )
+    stream = StreamConfig(num_streams=3, tile=16, num_warps=4, num_stages=2)
     small = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2)
-    check_attention(case, window, None, small)
+    check_attention(case, window, stream=stream, prefill=small, padding=5)
     if ON_GPU:
-        check_attention(case, window, None, None)
+        check_attention(case, window)
+
+
+@pytest.mark.parametrize("seed", range(20 if ON_GPU else 6))
+def test_attention_of_random_ragged_batches_equals_reference(seed: int) -> None:
+    pick = Random(seed)
+    longest = 400 if ON_GPU else 60
+    lengths: list[tuple[int, int]] = []
+    for _ in range(pick.randint(1, 40 if ON_GPU else 9)):
+        seq_len = pick.randint(1, longest)
+        lengths.append((pick.choice([0, 1, 1, pick.randint(1, seq_len)]), seq_len))
+    lengths.append((1, longest))
+    case = paged_case(lengths, 4, 2, 16, torch.float32)
+    stream = StreamConfig(num_streams=pick.randint(1, 9), tile=16, num_warps=2, num_stages=2)
+    prefill = PrefillConfig(rows=16, tile=16, num_warps=2, num_stages=2)
+    window = pick.choice([None, pick.randint(1, longest)])
+    check_attention(case, window, stream=stream, prefill=prefill, padding=pick.randint(0, 50))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU")
+def test_one_captured_graph_serves_every_mixed_batch_of_its_bucket() -> None:
+    num_rows, num_tokens, max_blocks = 64, 512, 40
+    caches = random(2, 1 + num_rows * max_blocks, BLOCK_SIZE, 2, 64, dtype=torch.bfloat16)
+    q = random(num_tokens, 8, 64, dtype=torch.bfloat16)
+    tables = torch.arange(1, 1 + num_rows * max_blocks, device=DEVICE, dtype=torch.int32).view(num_rows, -1)
+    starts = torch.zeros(num_rows + 1, dtype=torch.int32, device=DEVICE)
+    seq_lens, num_seqs = torch.zeros_like(starts[1:]), torch.zeros_like(starts[:1])
+    options = {"scale": 0.1, "sliding_window": None, "max_query_len": num_tokens, "max_seq_len": 640}
+
+    def step() -> Tensor:
+        schedule = schedule_attention(
+            starts, seq_lens, num_seqs,
+            num_tokens=num_tokens, num_heads=8, num_kv_heads=2, head_dim=64, sliding_window=None,
+        )  # fmt: skip
+        return paged_attention_mixed(q, *caches, tables, starts, seq_lens, **options, schedule=schedule)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    for query_lens in ([1] * 64, [512], [1] * 30 + [200, 2, 100, 1], [2] * 64, [3, 1]):
+        count = len(query_lens)
+        lens = torch.tensor(query_lens, dtype=torch.int32)
+        starts.random_(0, 1000)
+        starts[: count + 1] = torch.cat((torch.zeros(1), lens.cumsum(0))).int().to(DEVICE)
+        seq_lens[:count] = (lens + torch.randint(0, 128, (count,))).int().to(DEVICE)
+        num_seqs.fill_(count)
+        graph.replay()
+        total = int(lens.sum())
+        case = (q[:total], *caches, tables[:count], starts[: count + 1], seq_lens[:count])
+        assert_close(out[:total], paged_attention(*case, **options))
 
 
 def test_attention_refuses_tables_of_another_batch() -> None:

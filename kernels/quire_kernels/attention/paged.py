@@ -1,15 +1,59 @@
 """Paged attention on a GPU for any mixture of sequences: checks shapes, then launches decode and prefill
 kernels.
 
-Truth: `attention/reference.py`. Which kernels are launched depends on `max_query_len` alone, never on values.
+Truth: `attention/reference.py`. Which kernels are launched, and on which grid, depends on the shapes of the tensors
+and on `max_query_len`, never on values: any step can be captured in a CUDA graph.
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from quire_kernels.attention.balance import schedule_attention_rows
 from quire_kernels.attention.decode import paged_attention_decode
 from quire_kernels.attention.prefill import paged_attention_prefill
-from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, decode_config, prefill_config
+from quire_kernels.attention.schedule import AttentionSchedule
+from quire_kernels.attention.streams import paged_attention_streams
+from quire_kernels.attention.tuning import (
+    DecodeConfig,
+    PrefillConfig,
+    StreamConfig,
+    decode_config,
+    prefers_streams,
+    prefill_config,
+    stream_config,
+)
+
+
+def schedule_attention(
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    num_seqs: Tensor,
+    *,
+    num_tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    sliding_window: int | None,
+    element_size: int = 2,
+    stream: StreamConfig | None = None,
+    prefill: PrefillConfig | None = None,
+) -> AttentionSchedule:
+    """Return the schedule of one step, in device memory, with tuned settings; see `dispatch.schedule_attention`."""
+    major, num_multiprocessors = _device_facts(seq_lens.device)
+    return schedule_attention_rows(
+        query_start_loc,
+        seq_lens,
+        num_seqs,
+        num_tokens=num_tokens,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        sliding_window=sliding_window,
+        stream=stream or stream_config(major, num_multiprocessors, num_kv_heads),
+        prefill=prefill or prefill_config(major, head_dim, element_size),
+    )
 
 
 def paged_attention_mixed(
@@ -24,26 +68,67 @@ def paged_attention_mixed(
     sliding_window: int | None,
     max_query_len: int,
     max_seq_len: int,
+    schedule: AttentionSchedule | None = None,
     decode: DecodeConfig | None = None,
-    prefill: PrefillConfig | None = None,
 ) -> Tensor:
     """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`.
 
-    Rows of padding, which belong to no sequence, are left as they were allocated. Raises ``ValueError`` on
-    shapes, strides or a window that the kernels cannot take.
+    With a ``schedule`` the tables may be padded: rows at or past its ``num_seqs`` may hold anything. Without one, all
+    rows are sequences. ``decode`` asks for the kernel that takes one sequence per program, cut that way. Rows of q
+    that belong to no sequence are left as they were allocated. Raises ``ValueError`` on shapes, strides or a window
+    that the kernels cannot take.
     """
     _check(q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, sliding_window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if q.shape[0] == 0 or seq_lens.shape[0] == 0:
+    num_rows, num_kv_heads = seq_lens.shape[0], k_cache.shape[2]
+    if q.shape[0] == 0 or num_rows == 0:
         return out
-    major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
+    if schedule is not None and schedule.sliding_window != sliding_window:
+        raise ValueError(f"schedule is for window {schedule.sliding_window}; this layer has {sliding_window}")
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, out)
-    decode = decode or decode_config(major, seq_lens.shape[0], k_cache.shape[2], max_seq_len)
-    paged_attention_decode(*tensors, scale=scale, sliding_window=sliding_window, config=decode)
+    by_sequence = max_query_len == 1 and not prefers_streams(num_rows, num_kv_heads)
+    if decode or by_sequence:
+        major, _ = _device_facts(q.device)
+        paged_attention_decode(
+            *tensors,
+            scale=scale,
+            sliding_window=sliding_window,
+            config=decode or decode_config(major, num_rows, num_kv_heads, max_seq_len),
+            num_seqs=schedule.num_seqs if schedule else None,
+        )
+        if max_query_len == 1:
+            return out
+    schedule = schedule or _schedule_without_padding(q, k_cache, query_start_loc, seq_lens, sliding_window)
+    if not decode:
+        paged_attention_streams(*tensors, scale=scale, schedule=schedule)
     if max_query_len > 1:
-        prefill = prefill or prefill_config(major, q.shape[2], q.element_size())
-        paged_attention_prefill(*tensors, scale=scale, sliding_window=sliding_window, config=prefill)
+        paged_attention_prefill(*tensors, scale=scale, schedule=schedule)
     return out
+
+
+def _schedule_without_padding(
+    q: Tensor, k_cache: Tensor, query_start_loc: Tensor, seq_lens: Tensor, sliding_window: int | None
+) -> AttentionSchedule:
+    return schedule_attention(
+        query_start_loc,
+        seq_lens,
+        torch.full((1,), seq_lens.shape[0], dtype=torch.int32, device=q.device),
+        num_tokens=q.shape[0],
+        num_heads=q.shape[1],
+        num_kv_heads=k_cache.shape[2],
+        head_dim=q.shape[2],
+        sliding_window=sliding_window,
+        element_size=q.element_size(),
+    )
+
+
+@cache
+def _device_facts(device: torch.device) -> tuple[int, int]:
+    """Return the major capability and the number of multiprocessors; small ones under the interpreter."""
+    if device.type != "cuda":
+        return 0, 4
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major, properties.multi_processor_count
 
 
 def _check(

@@ -1,8 +1,8 @@
 """Triton paged attention for sequences with several query tokens: prompts, chunks, cached prefixes.
 
 Truth: `attention/reference.py`. One program holds a tile of query tokens with all query heads that share a
-key head and walks the visible keys (FlashAttention-2; Dao, 2023). The grid is sized by the number of tokens
-alone: a program finds its sequence by a search over `query_start_loc`, and those left over exit at once.
+key head and walks the visible keys (FlashAttention-2; Dao, 2023). The grid is sized by the number of padded tokens
+alone: programs take the tiles of the step's schedule in turn, and those without a tile exit at once.
 """
 
 import torch
@@ -10,25 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_kernels.attention.tuning import PrefillConfig
+from quire_kernels.attention.schedule import AttentionSchedule
 
 _LOG2_E = 1.4426950408889634
-
-
-@triton.jit
-def _find_sequence(query_start_loc, tile, num_sequences, BLOCK_Q: tl.constexpr):
-    """Return the last sequence whose first tile, ``query_start_loc[i] // BLOCK_Q + i``, is not after
-    ``tile``.
-    """
-    low = 0
-    high = num_sequences - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(query_start_loc + middle) // BLOCK_Q + middle <= tile:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+# Programs beyond those that full tiles need: steps of many short prompts have more tiles, and take turns.
+_SPARE_PROGRAMS = 32
 
 
 @triton.jit
@@ -106,7 +92,9 @@ def _paged_attention_prefill_kernel(
     block_tables,
     query_start_loc,
     seq_lens,
-    num_sequences,
+    tile_starts,  # [R + 1]
+    tile_rows,
+    num_rows,
     score_scale,  # scale * log2(e)
     block_table_stride,
     q_token_stride,
@@ -128,45 +116,72 @@ def _paged_attention_prefill_kernel(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # The last tiles of a prompt see the most keys; starting with them leaves the short ones to fill the end.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    num_tiles = tl.load(tile_starts + num_rows)
     kv_head = tl.program_id(1)
-    sequence = _find_sequence(query_start_loc, tile, num_sequences, BLOCK_Q)
-    first_token = tl.load(query_start_loc + sequence)
-    query_len = tl.load(query_start_loc + sequence + 1) - first_token
-    first_query = (tile - first_token // BLOCK_Q - sequence) * BLOCK_Q
-    if (query_len <= 1) | (first_query >= query_len):
-        return
-    num_cached = tl.load(seq_lens + sequence) - query_len
-
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, WIDTH)
-    query = first_query + row // GROUP
-    token = (first_token + query).to(tl.int64)
-    head = kv_head * GROUP + row % GROUP
-    live = (row < BLOCK_Q * GROUP) & (query < query_len)
-    mask = live[:, None] & (dim[None, :] < HEAD_DIM)
-    queries = tl.load(
-        q + token[:, None] * q_token_stride + head[:, None] * q_head_stride + dim[None, :],
-        mask=mask,
-        other=0.0,
-    )
-    position = num_cached + query
-    num_keys = num_cached + tl.minimum(first_query + BLOCK_Q, query_len)
-    all_see = num_cached + first_query + 1  # keys visible to every row of the tile
-    begin = 0
-    unmasked_end = all_see // TILE * TILE
-    if SLIDING_WINDOW > 0:
-        begin = tl.maximum(all_see - SLIDING_WINDOW, 0) // TILE * TILE
-        unmasked_end = begin
+    turn = tl.program_id(0)
+    while turn < num_tiles:
+        # The last tiles of a prompt see the most keys; starting with them leaves the short ones to fill the end.
+        tile = num_tiles - 1 - turn
+        turn += tl.num_programs(0)
+        sequence = tl.load(tile_rows + tile)
+        first_token = tl.load(query_start_loc + sequence)
+        query_len = tl.load(query_start_loc + sequence + 1) - first_token
+        first_query = (tile - tl.load(tile_starts + sequence)) * BLOCK_Q
+        num_cached = tl.load(seq_lens + sequence) - query_len
 
-    maximum = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    accumulated = tl.zeros([ROWS, WIDTH], tl.float32)
-    table_row = block_tables + sequence.to(tl.int64) * block_table_stride
-    k_head = k_cache + kv_head * k_head_stride
-    v_head = v_cache + kv_head * v_head_stride
-    if SLIDING_WINDOW == 0:
+        query = first_query + row // GROUP
+        token = (first_token + query).to(tl.int64)
+        head = kv_head * GROUP + row % GROUP
+        live = (row < BLOCK_Q * GROUP) & (query < query_len)
+        mask = live[:, None] & (dim[None, :] < HEAD_DIM)
+        queries = tl.load(
+            q + token[:, None] * q_token_stride + head[:, None] * q_head_stride + dim[None, :],
+            mask=mask,
+            other=0.0,
+        )
+        position = num_cached + query
+        num_keys = num_cached + tl.minimum(first_query + BLOCK_Q, query_len)
+        all_see = num_cached + first_query + 1  # keys visible to every row of the tile
+        begin = 0
+        unmasked_end = all_see // TILE * TILE
+        if SLIDING_WINDOW > 0:
+            begin = tl.maximum(all_see - SLIDING_WINDOW, 0) // TILE * TILE
+            unmasked_end = begin
+
+        maximum = tl.full([ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        accumulated = tl.zeros([ROWS, WIDTH], tl.float32)
+        table_row = block_tables + sequence.to(tl.int64) * block_table_stride
+        k_head = k_cache + kv_head * k_head_stride
+        v_head = v_cache + kv_head * v_head_stride
+        if SLIDING_WINDOW == 0:
+            maximum, total, accumulated = _attend_to_keys(
+                queries,
+                maximum,
+                total,
+                accumulated,
+                k_head,
+                v_head,
+                table_row,
+                position,
+                begin,
+                unmasked_end,
+                num_keys,
+                score_scale,
+                k_block_stride,
+                k_slot_stride,
+                v_block_stride,
+                v_slot_stride,
+                SLIDING_WINDOW,
+                BLOCK_SIZE,
+                HEAD_DIM,
+                WIDTH,
+                TILE,
+                False,
+                PRECISION,
+            )
         maximum, total, accumulated = _attend_to_keys(
             queries,
             maximum,
@@ -176,8 +191,8 @@ def _paged_attention_prefill_kernel(
             v_head,
             table_row,
             position,
-            begin,
             unmasked_end,
+            num_keys,
             num_keys,
             score_scale,
             k_block_stride,
@@ -189,37 +204,12 @@ def _paged_attention_prefill_kernel(
             HEAD_DIM,
             WIDTH,
             TILE,
-            False,
+            True,
             PRECISION,
         )
-    maximum, total, accumulated = _attend_to_keys(
-        queries,
-        maximum,
-        total,
-        accumulated,
-        k_head,
-        v_head,
-        table_row,
-        position,
-        unmasked_end,
-        num_keys,
-        num_keys,
-        score_scale,
-        k_block_stride,
-        k_slot_stride,
-        v_block_stride,
-        v_slot_stride,
-        SLIDING_WINDOW,
-        BLOCK_SIZE,
-        HEAD_DIM,
-        WIDTH,
-        TILE,
-        True,
-        PRECISION,
-    )
-    result = accumulated / tl.where(total == 0.0, 1.0, total)[:, None]
-    target = out + (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :]
-    tl.store(target, result.to(out.dtype.element_ty), mask=mask)
+        result = accumulated / tl.where(total == 0.0, 1.0, total)[:, None]
+        target = out + (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :]
+        tl.store(target, result.to(out.dtype.element_ty), mask=mask)
 
 
 def paged_attention_prefill(
@@ -232,24 +222,17 @@ def paged_attention_prefill(
     out: Tensor,
     *,
     scale: float,
-    sliding_window: int | None,
-    config: PrefillConfig,
+    schedule: AttentionSchedule,
 ) -> None:
     """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with two or more query
     tokens.
 
     Shapes are those of `reference.paged_attention` and are checked by the caller. No other row is written.
     """
-    num_sequences, (num_tokens, num_heads, head_dim), num_kv_heads = (
-        seq_lens.shape[0],
-        q.shape,
-        k_cache.shape[2],
-    )
+    config, (num_tokens, num_heads, head_dim), num_kv_heads = schedule.prefill, q.shape, k_cache.shape[2]
     group = num_heads // num_kv_heads
-    rows = max(config.rows, triton.next_power_of_2(group))
-    queries_per_tile = rows // group
-    grid = (num_tokens // queries_per_tile + num_sequences, num_kv_heads)
-    _paged_attention_prefill_kernel[grid](
+    programs = min(num_tokens // schedule.queries_per_tile + _SPARE_PROGRAMS, schedule.max_prefill_tiles)
+    _paged_attention_prefill_kernel[(programs, num_kv_heads)](
         q,
         k_cache,
         v_cache,
@@ -257,20 +240,22 @@ def paged_attention_prefill(
         block_tables,
         query_start_loc,
         seq_lens,
-        num_sequences,
+        schedule.prefill_tile_starts,
+        schedule.prefill_tile_rows,
+        seq_lens.shape[0],
         scale * _LOG2_E,
         block_tables.stride(0),
         *q.stride()[:2],
         *k_cache.stride()[:3],
         *v_cache.stride()[:3],
-        SLIDING_WINDOW=sliding_window or 0,
+        SLIDING_WINDOW=schedule.sliding_window or 0,
         BLOCK_SIZE=k_cache.shape[1],
         NUM_HEADS=num_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
         WIDTH=max(16, triton.next_power_of_2(head_dim)),
-        ROWS=rows,
-        BLOCK_Q=queries_per_tile,
+        ROWS=max(config.rows, triton.next_power_of_2(group)),
+        BLOCK_Q=schedule.queries_per_tile,
         TILE=config.tile,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps,

@@ -17,6 +17,16 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """How decode work is cut into equal streams: programs per key head and keys per tile."""
+
+    num_streams: int
+    tile: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrefillConfig:
     """How a prefill launch is cut: query rows (tokens times heads of a group) and keys per tile."""
 
@@ -36,6 +46,12 @@ _DECODE_TILES = {
     9: (64, 4, 3),  # within 3 % of the best of every shape measured
 }
 _DECODE_FALLBACK = (64, 4, 2)
+
+# Programs of the stream kernel that one multiprocessor holds at a time; streams are cut so that all run at once.
+_STREAMS_PER_MULTIPROCESSOR = 2
+_MAX_STREAMS = 256  # per key head
+# From how many (sequence, key head) pairs on a pure decode step runs one program each rather than streams.
+_PROGRAMS_WITHOUT_STREAMS = 1024
 
 _PREFILL = {
     # (capability major, head_dim up to): config
@@ -69,3 +85,20 @@ def prefill_config(capability_major: int, head_dim: int, element_size: int) -> P
         if major == capability_major and head_dim <= largest_head_dim:
             return config
     return _PREFILL_FALLBACK
+
+
+def stream_config(capability_major: int, num_multiprocessors: int, num_kv_heads: int) -> StreamConfig:
+    """Return the settings of the stream kernel on a device of so many multiprocessors."""
+    tile, num_warps, num_stages = _DECODE_TILES.get(capability_major, _DECODE_FALLBACK)
+    num_streams = _STREAMS_PER_MULTIPROCESSOR * num_multiprocessors // num_kv_heads
+    return StreamConfig(
+        num_streams=min(max(1, num_streams), _MAX_STREAMS),
+        tile=tile,
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+
+
+def prefers_streams(num_rows: int, num_kv_heads: int) -> bool:
+    """Say whether a pure decode step over so many table rows is better cut into streams than by sequence."""
+    return num_rows * num_kv_heads < _PROGRAMS_WITHOUT_STREAMS
