@@ -27,11 +27,14 @@ from quire_kernels.dispatch import (
     silu_and_mul,
     token_logprobs,
 )
-from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.sampling.occurrence import OccurrenceTable
+from quire_kernels.sampling.params import Penalties, SamplingTensors
 from quire_kernels.slots.state import SlotState, StepRows, StepTensors, allocate_slot_state
 
 __all__ = [
     "AttentionSchedule",
+    "OccurrenceTable",
+    "Penalties",
     "SamplingTensors",
     "SlotState",
     "StepRows",

@@ -22,7 +22,7 @@ from quire_kernels.rotary import reference as rotary_reference
 from quire_kernels.sampling import cpu as sampling_cpu
 from quire_kernels.sampling import logprobs
 from quire_kernels.sampling import reference as sampling_reference
-from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.sampling.params import Penalties, SamplingTensors
 from quire_kernels.slots import reference as slots_reference
 from quire_kernels.slots.state import SlotState, StepRows, StepTensors
 
@@ -247,14 +247,28 @@ def copy_blocks(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:
         blocks_reference.copy_blocks(kv, pairs)
 
 
-def sample(logits: Tensor, params: SamplingTensors) -> Tensor:
+def sample(
+    logits: Tensor, params: SamplingTensors, draws: Tensor | None = None, penalties: Penalties | None = None
+) -> Tensor:
+    """Draw as `sampling.reference` does, after the ``penalties``, for rows of ``draws`` (int32 ``[R]``) that are not 0.
+
+    The tokens of other rows are 0 on a GPU, where they cost nothing, and mean nothing anywhere. What is drawn is added
+    to the occurrences of the row's slot. On a GPU the launches depend on shapes alone.
+    """
     if _runs_triton(logits):
         from quire_kernels.sampling.gumbel import sample_gumbel
 
-        return sample_gumbel(logits, params)
-    if logits.device.type == "cpu":
-        return sampling_cpu.sample(logits, params)
-    return sampling_reference.sample(logits, params)
+        return sample_gumbel(logits, params, draws, penalties)
+    if penalties is not None:
+        logits = sampling_reference.penalise(logits, penalties)
+    sampler = sampling_cpu if logits.device.type == "cpu" else sampling_reference
+    tokens = sampler.sample(logits, params)
+    if penalties is not None:
+        drawing = draws.tolist() if draws is not None else [1] * len(params)
+        for slot, token, draw in zip(penalties.slots.tolist(), tokens.tolist(), drawing, strict=True):
+            if draw:
+                penalties.occurrences.count(slot, token)
+    return tokens
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

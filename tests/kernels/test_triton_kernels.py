@@ -24,8 +24,10 @@ from quire_kernels.norm.rows import fused_add_rms_norm_rows, rms_norm_rows
 from quire_kernels.rotary.heads import rotary_embedding_cache, rotary_embedding_heads
 from quire_kernels.rotary.reference import rotary_embedding, rotary_embedding_and_cache
 from quire_kernels.sampling.gumbel import sample_gumbel
-from quire_kernels.sampling.params import SamplingTensors
-from quire_kernels.sampling.reference import sample
+from quire_kernels.sampling.occurrence import OccurrenceTable, count_tokens
+from quire_kernels.sampling.occurrence_rows import copy_rows, reset_rows
+from quire_kernels.sampling.params import Penalties, SamplingTensors
+from quire_kernels.sampling.reference import penalise, sample
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -324,6 +326,95 @@ def test_sampler_chooses_what_the_reference_chooses(vocab_size: int, dtype: torc
     num_rows = 14 if not ON_GPU else 70
     logits, params = 3 * random(num_rows, vocab_size, dtype=dtype), sampling_tensors(num_rows)
     assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_nuclei_and_clustered_maxima_are_found_in_the_whole_row(dtype: torch.dtype) -> None:
+    vocab_size = 151_936 if ON_GPU else 5003
+    logits = random(14, vocab_size, dtype=dtype) / 4  # so flat that a nucleus holds thousands of tokens
+    logits[7:, :3000] += 8.0  # thousands of candidates in a few chunks
+    params = sampling_tensors(14)
+    params.top_k[:] = torch.tensor([0, 0, 2500, 0, 60, 1, 3000] * 2, device=DEVICE)
+    assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
+
+
+def penalties_of(slots: list[int], table: OccurrenceTable) -> Penalties:
+    num_slots = table.addresses.shape[0]
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor((values * num_slots)[:num_slots], device=DEVICE)
+
+    return Penalties(
+        slots=torch.tensor(slots, dtype=torch.int32, device=DEVICE),
+        repetition=column([1.0, 1.3, 0.8, 2.0]),
+        frequency=column([0.7, 0.0, -0.5]),
+        presence=column([0.4, -1.1, 0.0, 0.0, 1.5]),
+        occurrences=table,
+    )
+
+
+def penalised_tables(vocab_size: int, num_slots: int) -> tuple[OccurrenceTable, OccurrenceTable]:
+    """One table filled by the kernels, and one, on the CPU, filled by torch, with the same tokens."""
+    tables = (
+        OccurrenceTable(num_slots, vocab_size, DEVICE),
+        OccurrenceTable(num_slots, vocab_size, torch.device("cpu")),
+    )
+    slots = list(range(0, num_slots, 2))
+    tokens = [torch.randint(vocab_size, (5 + 20 * slot,)).tolist() for slot in slots]
+    for table in tables:
+        table.admit(slots, tokens, [3 + 9 * slot for slot in slots])
+        table.fork([(2, 3), (1, 5)])
+    return tables
+
+
+@pytest.mark.parametrize("vocab_size", [40, 4200])
+def test_occurrences_filled_on_the_device_equal_those_of_torch(vocab_size: int) -> None:
+    addresses = torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    table = torch.full((3, 4224), 77, dtype=torch.int16, device=DEVICE)
+    tokens = [torch.randint(vocab_size, (length,)).tolist() for length in (1, 150, 70)]
+    prompt_lens = [1, 10, 0]
+    records, start = [], 0
+    for slot, row_tokens in enumerate(tokens):
+        records.append((table[slot].data_ptr(), slot + 1, start, prompt_lens[slot], len(row_tokens)))
+        start += len(row_tokens)
+    flat = torch.tensor([token for row in tokens for token in row], dtype=torch.int32, device=DEVICE)
+    reset_rows(torch.tensor(records, device=DEVICE), flat, addresses, 4224)
+    for slot, row_tokens in enumerate(tokens):
+        expected = torch.empty(4224, dtype=torch.int16)
+        count_tokens(expected, torch.tensor(row_tokens), prompt_lens[slot])
+        assert torch.equal(table[slot].cpu(), expected)
+    copied = torch.zeros_like(table)
+    pairs = [(table[row].data_ptr(), copied[row].data_ptr(), row) for row in (0, 2)]
+    copy_rows(torch.tensor(pairs, device=DEVICE), addresses, 4224)
+    assert torch.equal(copied[[0, 2]], table[[0, 2]])
+    assert not copied[1].any()
+    assert addresses.tolist() == [copied[0].data_ptr(), records[0][0], copied[2].data_ptr(), records[2][0]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [40, 5003] if not ON_GPU else [40, 5003, 151_936])
+def test_penalised_draws_equal_reference_and_are_counted(vocab_size: int, dtype: torch.dtype) -> None:
+    on_device, on_host = penalised_tables(vocab_size, 8)
+    slots = [4, 0, 7, 3, 2, 6, 1]
+    params, penalties, truth = (
+        sampling_tensors(7),
+        penalties_of(slots, on_device),
+        penalties_of(slots, on_host),
+    )
+    draws = torch.tensor([1, 1, 1, 1, 1, 0, 1], dtype=torch.int32, device=DEVICE)
+    for step in range(3):
+        logits = 3 * random(7, vocab_size, dtype=dtype)
+        expected = sample(penalise(logits, truth).to(DEVICE), params)
+        tokens = sample_gumbel(logits, params, draws, penalties)
+        assert torch.equal(tokens[draws == 1], expected[draws == 1]), step
+        for slot, token, draw in zip(slots, tokens.tolist(), draws.tolist(), strict=True):
+            if draw:
+                on_host.count(slot, token)
+        for slot in (0, 2, 3, 4, 6):
+            assert torch.equal(on_device.row(slot).cpu(), on_host.row(slot))
+    on_device.release([4, 0, 1])
+    assert on_device.addresses[[0, 1, 4, 5, 7]].tolist() == [0] * 5
+    assert bool((on_device.addresses[[2, 3, 6]] != 0).all())
 
 
 def test_sampler_takes_the_lowest_of_equal_maxima_and_never_a_forbidden_token() -> None:

@@ -1,13 +1,15 @@
-"""Triton sampler: thresholds without sorting, then a noisy argmax over tiles. Truth: `sampling/reference.py`.
+"""Triton sampler: one pass over the logits, then a search among the few that can win. Truth: `sampling/reference.py`.
 
-Three launches of fixed size, none of which waits for the host:
-`threshold`  one program per row finds the smallest scaled logit that the row's masks keep (rows without
-masks exit); `tiles`      every tile of every row finds its best token, drawing noise where the row is not
-greedy; `winner`     one program per row reduces its tiles.
+Two launches of fixed size, neither of which waits for the host or depends on a value:
 
-The threshold of top-k, and of top-p over what top-k left, is the largest value at or above which lies enough
-weight (a count, or a mass). It is built bit by bit from the top over integers ordered as the floats are (a
-radix search).
+`tiles` reads every tile of every row once. Rows that are greedy or have no mask are decided there: each tile finds its
+best token, noise included. Of rows with masks it keeps the maximum of every chunk of 128 tokens.
+
+`rows` takes one row per program. The k-th largest chunk maximum is at most the k-th largest logit, and a mass reached
+by chunk maxima alone is reached by all logits: so the chunk maxima bound the threshold from below, and only chunks
+that reach the bound are read again. What reaches it there is a short list of candidates, on which the threshold is
+exact. Where the list would be long (a nucleus of thousands of tokens) the program searches the whole row instead:
+right, but some hundred microseconds slower.
 """
 
 import torch
@@ -15,201 +17,326 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.sampling.params import Penalties, SamplingTensors
+from quire_kernels.sampling.search import (
+    LOG2_E,
+    count_occurrence,
+    gumbel_noise,
+    gumbel_noise_of_groups,
+    largest_value_with_weight,
+    load_logits,
+    row_threshold,
+)
 
 _TILE = 4096  # tokens per program of `tiles`
-_SEARCH_TILE = 8192  # tokens per step of a search pass
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_SERIES_LIMIT = tl.constexpr(2.0**-8)
+_CHUNK = 128  # tokens that share a maximum
+_GATHERED = 16  # chunks read again at a time
+_MAX_CHUNKS = 512  # read again per row
+_MAX_CANDIDATES = 2048
+_SEARCH_TILE = 8192  # tokens per step of a search over a whole row
 # Bits of a float32 that can differ between values of a narrower type: the search looks at no others.
 _SIGNIFICANT_BITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 19}
 
 
 @triton.jit
-def _ordered_key(values):
-    """Map float32 to int32 so that the order is kept; minus zero counts as zero."""
-    bits = (values + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
-@triton.jit
-def _value_of_key(key):
-    return tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _weight_from(
-    row,
-    vocab_size,
-    key_floor,
-    value_floor,
-    inverse_temperature,
-    maximum,
-    BY_MASS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Return the weight of the tokens whose key is at least ``key_floor`` and scaled value at least
-    ``value_floor``.
-    """
-    weight = tl.zeros([TILE], tl.float32)
-    for start in range(0, vocab_size, TILE):
-        token = start + tl.arange(0, TILE)
-        logits = tl.load(row + token, mask=token < vocab_size, other=-float("inf")).to(tl.float32)
-        counted = (_ordered_key(logits) >= key_floor) & (token < vocab_size)
-        if BY_MASS:
-            scaled = logits * inverse_temperature
-            counted = counted & (scaled >= value_floor)
-            weight += tl.where(counted, tl.exp2((scaled - maximum) * _LOG2_E), 0.0)
-        else:
-            weight += tl.where(counted, 1.0, 0.0)
-    return tl.sum(weight, axis=0)
-
-
-@triton.jit
-def _largest_key_with_weight(
-    row,
-    vocab_size,
-    target,
-    value_floor,
-    inverse_temperature,
-    maximum,
-    BY_MASS: tl.constexpr,
-    BITS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Return the largest key at or above which the weight is at least ``target`` (which the whole row
-    reaches).
-    """
-    key = -2147483648
-    for step in range(BITS):
-        # The sign bit first (setting it in offset form adds 2**31), then each lower bit.
-        candidate = (key.to(tl.int64) + (tl.full([], 1, tl.int64) << (31 - step))).to(tl.int32)
-        weight = _weight_from(
-            row, vocab_size, candidate, value_floor, inverse_temperature, maximum, BY_MASS, TILE
+def _penalties_of_row(index, slots, repetition, frequency, presence, addresses, PENALISED: tl.constexpr):
+    if PENALISED:
+        slot = tl.load(slots + index)
+        return (
+            tl.load(addresses + slot),
+            tl.load(repetition + slot),
+            tl.load(frequency + slot),
+            tl.load(presence + slot),
         )
-        key = tl.where(weight >= target, candidate, key)
-    return key
-
-
-@triton.jit
-def _sample_threshold_kernel(
-    logits,
-    temperature,
-    top_k,
-    top_p,
-    min_p,
-    thresholds,  # [S] float32, on the scaled logits
-    vocab_size,
-    row_stride,
-    BITS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    index = tl.program_id(0)
-    heat = tl.load(temperature + index)
-    k = tl.load(top_k + index)
-    p = tl.load(top_p + index)
-    floor = tl.load(min_p + index)
-    limited = ((k > 0) & (k < vocab_size)) | (p < 1.0) | (floor > 0.0)
-    if (heat == 0.0) | (limited == 0):
-        tl.store(thresholds + index, -float("inf"))
-        return
-    row = logits + index.to(tl.int64) * row_stride
-    inverse = tl.div_rn(1.0, heat)
-    highest = tl.full([TILE], -float("inf"), tl.float32)
-    for start in range(0, vocab_size, TILE):
-        token = start + tl.arange(0, TILE)
-        values = tl.load(row + token, mask=token < vocab_size, other=-float("inf")).to(tl.float32)
-        highest = tl.maximum(highest, values)
-    maximum = tl.max(highest, axis=0) * inverse
-    threshold = maximum - float("inf")
-    if floor > 0.0:
-        threshold = maximum + tl.log(floor)
-    if (k > 0) & (k < vocab_size):
-        kth = _largest_key_with_weight(
-            row, vocab_size, k.to(tl.float32), threshold, inverse, maximum, False, BITS, TILE
-        )
-        threshold = tl.maximum(threshold, _value_of_key(kth) * inverse)
-    if p < 1.0:
-        # The nucleus is searched over what min-p and top-k left.
-        mass = _weight_from(row, vocab_size, -2147483648, threshold, inverse, maximum, True, TILE)
-        edge = _largest_key_with_weight(
-            row, vocab_size, p * mass, threshold, inverse, maximum, True, BITS, TILE
-        )
-        threshold = tl.maximum(threshold, _value_of_key(edge) * inverse)
-    tl.store(thresholds + index, threshold)
+    none = tl.full([], 0, tl.int64)
+    off = tl.full([], 0.0, tl.float32)
+    return none, off + 1.0, off, off
 
 
 @triton.jit
 def _sample_tiles_kernel(
     logits,
+    draws,
     temperature,
-    thresholds,
+    top_k,
+    top_p,
+    min_p,
     seed,
     sequence_index,
     position,
-    best_scores,  # [S, num_tiles] float32
-    best_tokens,  # [S, num_tiles] int32
+    slots,
+    repetition,
+    frequency,
+    presence,
+    addresses,
+    best_scores,  # [R, num_tiles] float32; of rows with masks the mass of the tile over its maximum
+    best_tokens,  # [R, num_tiles] int32
+    chunk_maxima,  # [R, num_tiles, CHUNKS] float32
     vocab_size,
     row_stride,
     GROUPS: tl.constexpr,  # of four tokens, which share a block of the generator
+    CHUNKS: tl.constexpr,
+    HAS_DRAWS: tl.constexpr,
+    PENALISED: tl.constexpr,
 ):
     index = tl.program_id(0)
     tile = tl.program_id(1)
-    group = tile * GROUPS + tl.arange(0, GROUPS)
-    lane = tl.arange(0, 4)[None, :]
-    token = group[:, None] * 4 + lane
-    row = logits + index.to(tl.int64) * row_stride
-    scores = tl.load(row + token, mask=token < vocab_size, other=-float("inf")).to(tl.float32)
+    wanted = 1
+    if HAS_DRAWS:
+        wanted = tl.load(draws + index)
+    if wanted == 0:
+        return
     heat = tl.load(temperature + index)
+    k = tl.load(top_k + index)
+    p = tl.load(top_p + index)
+    limited = ((k > 0) & (k < vocab_size)) | (p < 1.0) | (tl.load(min_p + index) > 0.0)
+    address, repeated, frequent, present = _penalties_of_row(
+        index, slots, repetition, frequency, presence, addresses, PENALISED
+    )
+    group = tile * GROUPS + tl.arange(0, GROUPS)
+    token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+    row = logits + index.to(tl.int64) * row_stride
+    scores = load_logits(row, token, vocab_size, address, repeated, frequent, present, PENALISED)
+    result = index.to(tl.int64) * tl.num_programs(1) + tile
     if heat != 0.0:
         scores *= tl.div_rn(1.0, heat)
-        scores = tl.where(scores >= tl.load(thresholds + index), scores, -float("inf"))
-        zero = group * 0
-        r0, r1, r2, r3 = tl.philox(
-            tl.load(seed + index),
-            group.to(tl.uint32, bitcast=True),
-            (zero + tl.load(position + index)).to(tl.uint32, bitcast=True),
-            (zero + tl.load(sequence_index + index)).to(tl.uint32, bitcast=True),
-            zero.to(tl.uint32, bitcast=True),
-        )
-        bits = tl.where(
-            lane < 2,
-            tl.where(lane == 0, r0[:, None], r1[:, None]),
-            tl.where(lane == 2, r2[:, None], r3[:, None]),
-        )
-        scores -= tl.log(_exponential_from_bits(bits))
-    best = tl.max(tl.max(scores, axis=1), axis=0)
-    first = tl.min(tl.min(tl.where(scores == best, token, 2147483647), axis=1), axis=0)
-    result = index.to(tl.int64) * tl.num_programs(1) + tile
-    tl.store(best_scores + result, best)
-    tl.store(best_tokens + result, tl.minimum(first, vocab_size - 1))
+    if (heat != 0.0) & limited:
+        maxima = tl.max(tl.reshape(tl.max(scores, axis=1), [CHUNKS, GROUPS // CHUNKS]), axis=1)
+        tl.store(chunk_maxima + result * CHUNKS + tl.arange(0, CHUNKS), maxima)
+        if (p < 1.0) & ((k == 0) | (k >= vocab_size)):
+            peak = tl.max(maxima, axis=0)
+            base = tl.where(peak == -float("inf"), 0.0, peak)
+            tl.store(best_scores + result, tl.sum(tl.exp2((scores - base) * LOG2_E)))
+    else:
+        if heat != 0.0:
+            scores += gumbel_noise_of_groups(
+                group, tl.load(seed + index), tl.load(position + index), tl.load(sequence_index + index)
+            )
+        best = tl.max(tl.max(scores, axis=1), axis=0)
+        first = tl.min(tl.min(tl.where(scores == best, token, 2147483647), axis=1), axis=0)
+        tl.store(best_scores + result, best)
+        tl.store(best_tokens + result, tl.minimum(first, vocab_size - 1))
 
 
 @triton.jit
-def _exponential_from_bits(bits):
-    """The draw of `philox.exponential_from_bits`, from uint32."""
-    u = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    v = ((bits ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    series = v * (1.0 + v * (0.5 + v * (0.3333333333333333 + v * 0.25)))
-    return tl.where(v < _SERIES_LIMIT, series, -tl.log(u))
-
-
-@triton.jit
-def _sample_winner_kernel(best_scores, best_tokens, tokens, num_tiles, TILES: tl.constexpr):
-    index = tl.program_id(0)
+def _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES: tl.constexpr):
     tile = tl.arange(0, TILES)
     offset = index.to(tl.int64) * num_tiles + tile
     scores = tl.load(best_scores + offset, mask=tile < num_tiles, other=-float("inf"))
     candidates = tl.load(best_tokens + offset, mask=tile < num_tiles, other=2147483647)
+    return tl.min(tl.where(scores == tl.max(scores, axis=0), candidates, 2147483647), axis=0)
+
+
+@triton.jit
+def _bound_of_chunks(maxima, is_chunk, masses, k, p, floor, highest, vocab_size, TILES: tl.constexpr):
+    """Return a value that the threshold of a row is not below, from its chunk maxima alone."""
+    bound = floor
+    num_chunks = tl.sum(is_chunk.to(tl.int32))
+    if (k > 0) & (k < vocab_size):
+        if k <= num_chunks:
+            kth = largest_value_with_weight(maxima, is_chunk.to(tl.float32), k.to(tl.float32))
+            bound = tl.maximum(bound, kth)
+    else:
+        if p < 1.0:
+            peaks = tl.max(maxima, axis=1)
+            mass = tl.sum(tl.where(peaks > -float("inf"), masses * tl.exp2((peaks - highest) * LOG2_E), 0.0))
+            weights = tl.exp2((maxima - highest) * LOG2_E)
+            if tl.sum(weights) >= p * mass:
+                bound = tl.maximum(bound, largest_value_with_weight(maxima, weights, p * mass))
+    # The bound was rounded by another program than the candidates will be.
+    return bound - tl.abs(bound) * 1e-6
+
+
+@triton.jit
+def _draw_from_candidates(
+    values,
+    candidates,
+    count,
+    k,
+    p,
+    floor,
+    highest,
+    vocab_size,
+    row_seed,
+    row_position,
+    row_sequence,
+):
+    threshold = floor
+    if (k > 0) & (k < vocab_size) & (k <= count):
+        ones = tl.where(candidates < vocab_size, 1.0, 0.0)
+        threshold = tl.maximum(threshold, largest_value_with_weight(values, ones, k.to(tl.float32)))
+    if p < 1.0:
+        weights = tl.where(values >= threshold, tl.exp2((values - highest) * LOG2_E), 0.0)
+        target = p * tl.sum(weights)
+        threshold = tl.maximum(threshold, largest_value_with_weight(values, weights, target))
+    noise = gumbel_noise(candidates, row_seed, row_position, row_sequence)
+    scores = tl.where((values >= threshold) & (candidates < vocab_size), values + noise, -float("inf"))
     best = tl.max(scores, axis=0)
-    token = tl.min(tl.where(scores == best, candidates, 2147483647), axis=0)
+    return tl.min(tl.where(scores == best, candidates, 2147483647), axis=0)
+
+
+@triton.jit
+def _draw_from_row(
+    row,
+    vocab_size,
+    threshold,
+    inverse_temperature,
+    row_seed,
+    row_position,
+    row_sequence,
+    occurrences,
+    repetition,
+    frequency,
+    presence,
+    GROUPS: tl.constexpr,
+    PENALISED: tl.constexpr,
+):
+    best = tl.full([], -float("inf"), tl.float32)
+    winner = tl.full([], 2147483647, tl.int32)
+    for start in range(0, tl.cdiv(vocab_size, 4), GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+        values = load_logits(row, token, vocab_size, occurrences, repetition, frequency, presence, PENALISED)
+        values *= inverse_temperature
+        noise = gumbel_noise_of_groups(group, row_seed, row_position, row_sequence)
+        scores = tl.where((values >= threshold) & (token < vocab_size), values + noise, -float("inf"))
+        highest = tl.max(tl.max(scores, axis=1), axis=0)
+        first = tl.min(tl.min(tl.where(scores == highest, token, 2147483647), axis=1), axis=0)
+        winner = tl.where(highest > best, first, winner)
+        best = tl.maximum(best, highest)
+    return winner
+
+
+@triton.jit
+def _sample_rows_kernel(
+    logits,
+    draws,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    seed,
+    sequence_index,
+    position,
+    slots,
+    repetition,
+    frequency,
+    presence,
+    addresses,
+    best_scores,
+    best_tokens,
+    chunk_maxima,
+    chunk_lists,  # [R, MAX_CHUNKS] int32
+    candidate_values,  # [R, MAX_CANDIDATES] float32
+    candidate_tokens,  # [R, MAX_CANDIDATES] int32
+    tokens,
+    vocab_size,
+    row_stride,
+    num_tiles,
+    TILES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GATHERED: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+    MAX_CANDIDATES: tl.constexpr,
+    BITS: tl.constexpr,
+    SEARCH_TILE: tl.constexpr,
+    HAS_DRAWS: tl.constexpr,
+    PENALISED: tl.constexpr,
+):
+    index = tl.program_id(0)
+    wanted = 1
+    if HAS_DRAWS:
+        wanted = tl.load(draws + index)
+    if wanted == 0:
+        tl.store(tokens + index, tl.full([], 0, tl.int64))
+        return
+    heat = tl.load(temperature + index)
+    k = tl.load(top_k + index)
+    p = tl.load(top_p + index)
+    share = tl.load(min_p + index)
+    limited = ((k > 0) & (k < vocab_size)) | (p < 1.0) | (share > 0.0)
+    address, repeated, frequent, present = _penalties_of_row(
+        index, slots, repetition, frequency, presence, addresses, PENALISED
+    )
+    token = tl.full([], -1, tl.int32)
+    if (heat == 0.0) | (limited == 0):
+        token = _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES)
+    else:
+        row = logits + index.to(tl.int64) * row_stride
+        inverse = tl.div_rn(1.0, heat)
+        row_seed = tl.load(seed + index)
+        row_position = tl.load(position + index)
+        row_sequence = tl.load(sequence_index + index)
+        tile = tl.arange(0, TILES)
+        chunk = tile[:, None] * CHUNKS + tl.arange(0, CHUNKS)[None, :]
+        is_chunk = chunk * CHUNK < vocab_size
+        offset = index.to(tl.int64) * num_tiles
+        maxima = tl.load(chunk_maxima + offset * CHUNKS + chunk, mask=is_chunk, other=-float("inf"))
+        highest = tl.max(tl.max(maxima, axis=1), axis=0)
+        floor = highest * 0.0 - float("inf")
+        if share > 0.0:
+            floor = highest + tl.log(share)
+        masses = tl.load(best_scores + offset + tile, mask=tile < num_tiles, other=0.0)
+        bound = _bound_of_chunks(maxima, is_chunk, masses, k, p, floor, highest, vocab_size, TILES)
+        selected = is_chunk & (maxima >= bound) & (maxima > -float("inf"))
+        num_selected = tl.sum(selected.to(tl.int32))
+        if num_selected <= MAX_CHUNKS:
+            flags = tl.reshape(selected.to(tl.int32), [TILES * CHUNKS])
+            chosen = chunk_lists + index.to(tl.int64) * MAX_CHUNKS
+            place = tl.reshape(tl.cumsum(flags, axis=0) - flags, [TILES, CHUNKS])
+            tl.store(chosen + place, chunk, mask=selected)
+            tl.debug_barrier()
+            listed = index.to(tl.int64) * MAX_CANDIDATES
+            count = tl.full([], 0, tl.int32)
+            for start in range(0, num_selected, GATHERED):
+                at = start + tl.arange(0, GATHERED)
+                again = tl.load(chosen + at, mask=at < num_selected, other=0)
+                candidate = again[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+                candidate = tl.where((at < num_selected)[:, None], candidate, -1)
+                values = load_logits(
+                    row, candidate, vocab_size, address, repeated, frequent, present, PENALISED
+                )
+                values *= inverse
+                keeps = (values >= bound) & (values > -float("inf"))
+                kept = tl.reshape(keeps.to(tl.int32), [GATHERED * CHUNK])
+                where = tl.reshape(count + tl.cumsum(kept, axis=0) - kept, [GATHERED, CHUNK])
+                fits = keeps & (where < MAX_CANDIDATES)
+                tl.store(candidate_values + listed + where, values, mask=fits)
+                tl.store(candidate_tokens + listed + where, candidate, mask=fits)
+                count += tl.sum(kept, axis=0)
+            tl.debug_barrier()
+            if count <= MAX_CANDIDATES:
+                entry = tl.arange(0, MAX_CANDIDATES)
+                found = tl.load(candidate_values + listed + entry, mask=entry < count, other=-float("inf"))
+                ids = tl.load(candidate_tokens + listed + entry, mask=entry < count, other=2147483647)
+                token = _draw_from_candidates(
+                    found, ids, count, k, p, floor, highest, vocab_size, row_seed, row_position, row_sequence
+                )
+        if token < 0:
+            bits = BITS
+            if PENALISED:
+                bits = tl.where(address != 0, 32, BITS)
+            threshold = row_threshold(
+                row, vocab_size, k, p, floor, bits, inverse, highest,
+                address, repeated, frequent, present, PENALISED, SEARCH_TILE,
+            )  # fmt: skip
+            token = _draw_from_row(
+                row, vocab_size, threshold, inverse, row_seed, row_position, row_sequence,
+                address, repeated, frequent, present, SEARCH_TILE // 4, PENALISED,
+            )  # fmt: skip
+    token = tl.minimum(token, vocab_size - 1)
     tl.store(tokens + index, token.to(tl.int64))
+    if PENALISED:
+        count_occurrence(address, token)
 
 
-def sample_gumbel(logits: Tensor, params: SamplingTensors) -> Tensor:
-    """Return one token id per row, int64 ``[S]``, without a synchronisation; see `reference.sample`.
+def sample_gumbel(
+    logits: Tensor, params: SamplingTensors, draws: Tensor | None = None, penalties: Penalties | None = None
+) -> Tensor:
+    """Return one token id per row, int64 ``[R]``, without a synchronisation; see `dispatch.sample`.
 
-    Raises ``ValueError`` when the rows of ``logits [S, V]`` are not contiguous, do not match ``params`` or
+    Raises ``ValueError`` when the rows of ``logits [R, V]`` are not contiguous, do not match ``params`` or
     have a dtype other than float32, bfloat16 and float16.
     """
     num_rows, vocab_size = logits.shape
@@ -219,41 +346,67 @@ def sample_gumbel(logits: Tensor, params: SamplingTensors) -> Tensor:
         raise ValueError(
             f"logits is {logits.dtype}; it must be float32, bfloat16 or float16 with contiguous rows"
         )
-    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    device = logits.device
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=device)
     if num_rows == 0:
         return tokens
     num_tiles = triton.cdiv(vocab_size, _TILE)
-    thresholds = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
-    best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
-    best_tokens = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
-    _sample_threshold_kernel[(num_rows,)](
+    chunks = _TILE // _CHUNK
+
+    def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty((num_rows, *shape), dtype=dtype, device=device)
+
+    best_scores, best_tokens = scratch(num_tiles), scratch(num_tiles, dtype=torch.int32)
+    chunk_maxima = scratch(num_tiles, chunks)
+    columns = (
         logits,
+        tokens if draws is None else draws,
         params.temperature,
         params.top_k,
         params.top_p,
         params.min_p,
-        thresholds,
-        vocab_size,
-        logits.stride(0),
-        BITS=_SIGNIFICANT_BITS[logits.dtype],
-        TILE=min(_SEARCH_TILE, triton.next_power_of_2(vocab_size)),
-        num_warps=16,
-    )
-    _sample_tiles_kernel[(num_rows, num_tiles)](
-        logits,
-        params.temperature,
-        thresholds,
         params.seed,
         params.sequence_index,
         params.position,
+        *_penalty_columns(penalties, tokens),
         best_scores,
         best_tokens,
+        chunk_maxima,
+    )
+    flags = {"HAS_DRAWS": draws is not None, "PENALISED": penalties is not None}
+    _sample_tiles_kernel[(num_rows, num_tiles)](
+        *columns, vocab_size, logits.stride(0), GROUPS=_TILE // 4, CHUNKS=chunks, num_warps=8, **flags
+    )
+    _sample_rows_kernel[(num_rows,)](
+        *columns,
+        scratch(_MAX_CHUNKS, dtype=torch.int32),
+        scratch(_MAX_CANDIDATES),
+        scratch(_MAX_CANDIDATES, dtype=torch.int32),
+        tokens,
         vocab_size,
         logits.stride(0),
-        GROUPS=_TILE // 4,
+        num_tiles,
+        TILES=triton.next_power_of_2(num_tiles),
+        CHUNKS=chunks,
+        CHUNK=_CHUNK,
+        GATHERED=_GATHERED,
+        MAX_CHUNKS=_MAX_CHUNKS,
+        MAX_CANDIDATES=_MAX_CANDIDATES,
+        BITS=_SIGNIFICANT_BITS[logits.dtype],
+        SEARCH_TILE=min(_SEARCH_TILE, triton.next_power_of_2(vocab_size)) if vocab_size > 4 else 8,
         num_warps=8,
-    )
-    _sample_winner_kernel[(num_rows,)](
-        best_scores, best_tokens, tokens, num_tiles, TILES=triton.next_power_of_2(num_tiles), num_warps=1
+        **flags,
     )
     return tokens
+
+
+def _penalty_columns(penalties: Penalties | None, unused: Tensor) -> tuple[Tensor, ...]:
+    if penalties is None:
+        return (unused,) * 5
+    return (
+        penalties.slots,
+        penalties.repetition,
+        penalties.frequency,
+        penalties.presence,
+        penalties.occurrences.addresses,
+    )

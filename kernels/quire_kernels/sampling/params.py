@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from quire_kernels.sampling.occurrence import OccurrenceTable
+
 _DTYPES = {
     "temperature": torch.float32,
     "top_k": torch.int32,
@@ -50,3 +52,18 @@ class SamplingTensors:
     def rows(self, index: Tensor) -> "SamplingTensors":
         """Return the rows selected by ``index`` (int64 ids or a boolean mask)."""
         return SamplingTensors(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalties:
+    """What weighs down tokens that a row's sequence has seen; read through the row's slot, only where it has a row of
+    occurrences.
+    """
+
+    slots: Tensor  # [R] int32: the slot of each row that draws
+    repetition: (
+        Tensor  # [N] float32 by slot: divides (or, below zero, multiplies) logits of prompt and drawn tokens
+    )
+    frequency: Tensor  # [N] float32: taken off once per draw of the token
+    presence: Tensor  # [N] float32: taken off once a token has been drawn
+    occurrences: OccurrenceTable

@@ -9,7 +9,8 @@ may already carry penalties, biases and bit masks (forbidden tokens at minus inf
 import torch
 from torch import Tensor
 
-from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.sampling.occurrence import MAX_COUNT
+from quire_kernels.sampling.params import Penalties, SamplingTensors
 from quire_kernels.sampling.philox import gumbel_from_bits, vocabulary_bits
 
 
@@ -29,6 +30,25 @@ def scale_by_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     """Return ``logits * (1 / temperature)`` in float32; rows of temperature 0 stay as they are."""
     inverse = torch.where(temperature == 0, 1.0, 1.0 / temperature)
     return logits.float() * inverse.unsqueeze(1)
+
+
+def penalise(logits: Tensor, penalties: Penalties) -> Tensor:
+    """Return float32 logits in which tokens that a row's sequence has seen are weighed down.
+
+    Repetition counts the tokens of prompt and output, frequency and presence those of the output alone, in this order
+    and before temperature, as in vLLM. Rows whose slot has no occurrences stay as they are.
+    """
+    wide = logits.to(torch.float32, copy=True)
+    for row, slot in enumerate(penalties.slots.tolist()):
+        occurrences = penalties.occurrences.row(slot)
+        if occurrences is None:
+            continue
+        values, count = wide[row], occurrences.int() & MAX_COUNT
+        repetition = penalties.repetition[slot]
+        repeated = values * torch.where(values > 0, 1.0 / repetition, repetition)
+        values = torch.where(occurrences != 0, repeated, values)
+        wide[row] = values - penalties.frequency[slot] * count - penalties.presence[slot] * (count > 0)
+    return wide
 
 
 def keep_mask(scaled: Tensor, params: SamplingTensors) -> Tensor:

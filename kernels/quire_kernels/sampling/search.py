@@ -1,0 +1,226 @@
+"""Triton building blocks of the sampler: reading logits with penalties, noise, and thresholds without sorting.
+
+A threshold of top-k, or of top-p, is the largest value at or above which lies enough weight (a count, or a mass). It
+is built bit by bit from the top over integers ordered as the floats are (a radix search).
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+_SERIES_LIMIT = tl.constexpr(2.0**-8)
+
+
+@triton.jit
+def load_logits(
+    row,
+    token,
+    vocab_size,
+    occurrences,  # address of the slot's occurrences, or 0
+    repetition,
+    frequency,
+    presence,
+    PENALISED: tl.constexpr,
+):
+    """Return the float32 logits of ``token``, penalised; minus infinity past the vocabulary."""
+    inside = (token >= 0) & (token < vocab_size)
+    values = tl.load(row + token, mask=inside, other=-float("inf")).to(tl.float32)
+    if PENALISED:
+        values = _penalised(values, token, inside, occurrences, repetition, frequency, presence)
+    return values
+
+
+@triton.jit
+def _penalised(values, token, inside, occurrences, repetition, frequency, presence):
+    if occurrences != 0:
+        table = tl.multiple_of(occurrences.to(tl.pointer_type(tl.int16)), 16)
+        occurrence = tl.load(table + token, mask=inside, other=0).to(tl.int32)
+        count = (occurrence & 0x7FFF).to(tl.float32)
+        repeated = values * tl.where(values > 0.0, tl.div_rn(1.0, repetition), repetition)
+        values = tl.where(occurrence != 0, repeated, values)
+        values -= frequency * count
+        values -= tl.where(count > 0.0, presence, 0.0)
+    return values
+
+
+@triton.jit
+def count_occurrence(occurrences, token):
+    """Add the drawn ``token`` to the counts at an address, if there is one; a count that is full stays as it is."""
+    if occurrences != 0:
+        place = occurrences.to(tl.pointer_type(tl.int16)) + token
+        before = tl.load(place).to(tl.int32)
+        after = tl.where((before & 0x7FFF) == 0x7FFF, before, before + 1)
+        tl.store(place, after.to(tl.int16))
+
+
+@triton.jit
+def gumbel_noise(token, seed, position, sequence_index):
+    """Return the noise of each token, drawn one by one; see `philox.py`."""
+    zero = token * 0
+    r0, r1, r2, r3 = tl.philox(
+        seed,
+        (token // 4).to(tl.uint32, bitcast=True),
+        (zero + position).to(tl.uint32, bitcast=True),
+        (zero + sequence_index).to(tl.uint32, bitcast=True),
+        zero.to(tl.uint32, bitcast=True),
+    )
+    lane = token % 4
+    bits = tl.where(lane < 2, tl.where(lane == 0, r0, r1), tl.where(lane == 2, r2, r3))
+    return -tl.log(_exponential_from_bits(bits))
+
+
+@triton.jit
+def gumbel_noise_of_groups(group, seed, position, sequence_index):
+    """Return the noise ``[GROUPS, 4]`` of groups of four tokens, which share a block of the generator."""
+    lane = tl.arange(0, 4)[None, :]
+    zero = group * 0
+    r0, r1, r2, r3 = tl.philox(
+        seed,
+        group.to(tl.uint32, bitcast=True),
+        (zero + position).to(tl.uint32, bitcast=True),
+        (zero + sequence_index).to(tl.uint32, bitcast=True),
+        zero.to(tl.uint32, bitcast=True),
+    )
+    bits = tl.where(
+        lane < 2,
+        tl.where(lane == 0, r0[:, None], r1[:, None]),
+        tl.where(lane == 2, r2[:, None], r3[:, None]),
+    )
+    return -tl.log(_exponential_from_bits(bits))
+
+
+@triton.jit
+def _exponential_from_bits(bits):
+    """The draw of `philox.exponential_from_bits`, from uint32."""
+    u = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    v = ((bits ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    series = v * (1.0 + v * (0.5 + v * (0.3333333333333333 + v * 0.25)))
+    return tl.where(v < _SERIES_LIMIT, series, -tl.log(u))
+
+
+@triton.jit
+def _ordered_key(values):
+    """Map float32 to int32 so that the order is kept; minus zero counts as zero."""
+    bits = (values + 0.0).to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def _value_of_key(key):
+    return tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _next_candidate(key, step):
+    # The sign bit first (setting it in offset form adds 2**31), then each lower bit.
+    return (key.to(tl.int64) + (tl.full([], 1, tl.int64) << (31 - step))).to(tl.int32)
+
+
+@triton.jit
+def largest_value_with_weight(values, weights, target):
+    """Return the largest of ``values`` at or above which the weight is at least ``target``, which all reach."""
+    keys = _ordered_key(values)
+    key = tl.full([], -2147483648, tl.int32)
+    for step in range(32):
+        candidate = _next_candidate(key, step)
+        weight = tl.sum(tl.where(keys >= candidate, weights, 0.0))
+        key = tl.where(weight >= target, candidate, key)
+    return _value_of_key(key)
+
+
+@triton.jit
+def _row_weight(
+    row,
+    vocab_size,
+    key_floor,
+    value_floor,
+    inverse_temperature,
+    maximum,
+    occurrences,
+    repetition,
+    frequency,
+    presence,
+    PENALISED: tl.constexpr,
+    BY_MASS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Return the weight of the tokens whose key is at least ``key_floor`` and scaled value at least ``value_floor``."""
+    weight = tl.zeros([TILE], tl.float32)
+    for start in range(0, vocab_size, TILE):
+        token = start + tl.arange(0, TILE)
+        logits = load_logits(row, token, vocab_size, occurrences, repetition, frequency, presence, PENALISED)
+        counted = (_ordered_key(logits) >= key_floor) & (token < vocab_size)
+        if BY_MASS:
+            scaled = logits * inverse_temperature
+            counted = counted & (scaled >= value_floor)
+            weight += tl.where(counted, tl.exp2((scaled - maximum) * LOG2_E), 0.0)
+        else:
+            weight += tl.where(counted, 1.0, 0.0)
+    return tl.sum(weight, axis=0)
+
+
+@triton.jit
+def _row_value_with_weight(
+    row,
+    vocab_size,
+    target,
+    bits,
+    value_floor,
+    inverse_temperature,
+    maximum,
+    occurrences,
+    repetition,
+    frequency,
+    presence,
+    PENALISED: tl.constexpr,
+    BY_MASS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    key = tl.full([], -2147483648, tl.int32)
+    for step in range(bits):
+        candidate = _next_candidate(key, step)
+        weight = _row_weight(
+            row, vocab_size, candidate, value_floor, inverse_temperature, maximum,
+            occurrences, repetition, frequency, presence, PENALISED, BY_MASS, TILE,
+        )  # fmt: skip
+        key = tl.where(weight >= target, candidate, key)
+    return _value_of_key(key) * inverse_temperature
+
+
+@triton.jit
+def row_threshold(
+    row,
+    vocab_size,
+    k,
+    p,
+    floor,  # what min-p keeps, on the scaled logits
+    bits,
+    inverse_temperature,
+    maximum,  # of the scaled logits
+    occurrences,
+    repetition,
+    frequency,
+    presence,
+    PENALISED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Return the smallest scaled logit that a row's masks keep, reading the whole row once per bit."""
+    threshold = floor
+    if (k > 0) & (k < vocab_size):
+        kth = _row_value_with_weight(
+            row, vocab_size, k.to(tl.float32), bits, threshold, inverse_temperature, maximum,
+            occurrences, repetition, frequency, presence, PENALISED, False, TILE,
+        )  # fmt: skip
+        threshold = tl.maximum(threshold, kth)
+    if p < 1.0:
+        # The nucleus is searched over what min-p and top-k left.
+        mass = _row_weight(
+            row, vocab_size, -2147483648, threshold, inverse_temperature, maximum,
+            occurrences, repetition, frequency, presence, PENALISED, True, TILE,
+        )  # fmt: skip
+        edge = _row_value_with_weight(
+            row, vocab_size, p * mass, bits, threshold, inverse_temperature, maximum,
+            occurrences, repetition, frequency, presence, PENALISED, True, TILE,
+        )  # fmt: skip
+        threshold = tl.maximum(threshold, edge)
+    return threshold
