@@ -24,6 +24,7 @@ class ModelDefaults:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
 
     @classmethod
     def from_generation_config(cls, raw: Mapping[str, Any]) -> "ModelDefaults":
@@ -60,6 +61,12 @@ class SamplingParams:
     """Alternatives per token; 0 reports the drawn token alone."""
     detokenize: bool = True
     skip_special_tokens: bool = True
+    presence_penalty: float = 0.0
+    """Taken off the logits of tokens that the output holds."""
+    frequency_penalty: float = 0.0
+    """Taken off once for each time that the output holds the token."""
+    repetition_penalty: float | None = None
+    """Divides the positive and multiplies the negative logits of tokens that prompt or output hold."""
 
     def __post_init__(self) -> None:
         _require(self.n >= 1, "n", self.n, "must be at least 1")
@@ -94,7 +101,20 @@ class SamplingParams:
                 self.logprobs,
                 f"must be from 0 to {MAX_LOGPROBS}",
             )
+        self._check_penalties()
         self._check_stops()
+
+    def _check_penalties(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _require(-2 <= value <= 2, name, value, "must be from -2 to 2")
+        if self.repetition_penalty is not None:
+            _require(
+                0 < self.repetition_penalty < float("inf"),
+                "repetition_penalty",
+                self.repetition_penalty,
+                "must be above 0 and finite",
+            )
 
     def _check_stops(self) -> None:
         _require(
@@ -166,6 +186,7 @@ class SamplingParams:
             top_p=_first(self.top_p, defaults.top_p, 1.0),
             top_k=max(0, int(_first(self.top_k, defaults.top_k, 0))),
             min_p=_first(self.min_p, defaults.min_p, 0.0),
+            repetition_penalty=_first(self.repetition_penalty, defaults.repetition_penalty, 1.0),
             seed=drawn_seed if self.seed is None else self.seed,
             max_tokens=max_tokens,
             min_tokens=min(self.min_tokens, max_tokens),

@@ -27,7 +27,7 @@ _TYPE_OF_CODE = {
 _CODE_OF_TYPE = {tensor_type: code for code, tensor_type in _TYPE_OF_CODE.items()}
 
 _ADMISSION_INTS = 11
-_ADMISSION_FLOATS = 3
+_ADMISSION_FLOATS = 6
 
 Buffer = bytes | bytearray | memoryview
 Column = memoryview
@@ -242,6 +242,7 @@ def _add_admissions(writer: _Writer, admissions: Sequence[SlotAdmission]) -> Non
         ints += (a.slot, len(a.token_ids), a.num_computed_tokens, a.prompt_len, a.sequence_index)
         ints += (a.top_k, a.num_logprobs, a.min_len, a.max_len, len(a.stop_token_ids), 0)
         floats += (a.temperature, a.top_p, a.min_p)
+        floats += (a.presence_penalty, a.frequency_penalty, a.repetition_penalty)
         token_ids += a.token_ids
         stop_token_ids += a.stop_token_ids
     writer.add("admission_ints", "i", ints, _ADMISSION_INTS)
@@ -276,7 +277,9 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
             num_stop,
             _adapter,
         ) = ints[i * _ADMISSION_INTS : (i + 1) * _ADMISSION_INTS]
-        temperature, top_p, min_p = floats[i * _ADMISSION_FLOATS : (i + 1) * _ADMISSION_FLOATS]
+        temperature, top_p, min_p, presence, frequency, repetition = floats[
+            i * _ADMISSION_FLOATS : (i + 1) * _ADMISSION_FLOATS
+        ]
         admissions.append(
             SlotAdmission(
                 slot=slot,
@@ -293,6 +296,9 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
                 min_len=min_len,
                 max_len=max_len,
                 stop_token_ids=tuple(stop_token_ids[stop_at : stop_at + num_stop]),
+                presence_penalty=presence,
+                frequency_penalty=frequency,
+                repetition_penalty=repetition,
             )
         )
         token_at += num_tokens

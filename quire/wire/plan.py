@@ -52,6 +52,14 @@ class SlotAdmission:
     """The sequence ends when it has this many tokens."""
     stop_token_ids: tuple[int, ...]
     """Tokens that end the sequence, end-of-sequence tokens included unless they are ignored."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether what the sequence has seen changes what it draws."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
 
 
 @dataclass(slots=True, kw_only=True)

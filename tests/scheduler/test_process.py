@@ -129,6 +129,9 @@ async def test_worker_of_another_protocol_version_is_refused() -> None:
         ("n", [1], {"n": 0}),
         ("n", [1], {"n": 65}),
         ("max_tokens", [1], {"max_tokens": 0}),
+        ("presence_penalty", [1], {"presence_penalty": 2.5}),
+        ("frequency_penalty", [1], {"frequency_penalty": -2.5}),
+        ("repetition_penalty", [1], {"repetition_penalty": 0.0}),
     ],
 )
 async def test_bad_input_names_the_field(field: str, prompt: list[int], sampling: dict[str, float]) -> None:

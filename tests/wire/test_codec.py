@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 
 from quire.v1 import step_pb2
+from quire.wire import PROTOCOL_VERSION
 from quire.wire.codec import (
     FrameError,
     decode_answer,
@@ -41,6 +42,9 @@ ADMISSIONS = st.builds(
     min_len=INT32,
     max_len=INT32,
     stop_token_ids=st.lists(INT32, max_size=3).map(tuple),
+    presence_penalty=st.floats(-2, 2, width=32),
+    frequency_penalty=st.floats(-2, 2, width=32),
+    repetition_penalty=st.floats(0.125, 8, width=32),
 )
 PLANS = st.lists(st.tuples(INT32, INT32), max_size=5).flatmap(
     lambda rows: st.builds(
@@ -97,7 +101,7 @@ def test_another_protocol_version_is_refused_naming_both() -> None:
     frames = encode_plan(StepPlan(group_id=1, epoch=1, step_id=0, scheduled_slots=[1], scheduled_tokens=[1]))
     header = step_pb2.StepHeader.FromString(bytes(frames[0]))
     header.protocol_version = 99
-    with pytest.raises(FrameError, match="protocol version 99, this process speaks 1"):
+    with pytest.raises(FrameError, match=f"protocol version 99, this process speaks {PROTOCOL_VERSION}"):
         decode_plan([header.SerializeToString(), *frames[1:]])
 
 

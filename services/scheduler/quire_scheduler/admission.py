@@ -97,6 +97,11 @@ def _sampling(
     _require(0 < top_p <= 1, "top_p", top_p, "must be above 0 and at most 1")
     _require(params.top_k >= -1, "top_k", params.top_k, "must be at least 1, or 0 or -1 to keep all")
     _require(0 <= params.min_p <= 1, "min_p", params.min_p, "must be from 0 to 1")
+    for name in ("presence_penalty", "frequency_penalty"):
+        value = getattr(params, name)
+        _require(-2 <= value <= 2, name, value, "must be from -2 to 2")
+    repetition = params.repetition_penalty if params.HasField("repetition_penalty") else 1.0
+    _require(0 < repetition < float("inf"), "repetition_penalty", repetition, "must be above 0 and finite")
     room = max(1, state.max_model_len - prompt_len)
     max_tokens = params.max_tokens if params.HasField("max_tokens") else room
     _require(max_tokens >= 1, "max_tokens", max_tokens, "must be at least 1")
@@ -124,6 +129,9 @@ def _sampling(
         top_p=top_p,
         top_k=max(0, params.top_k),
         min_p=params.min_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=repetition,
         seed=params.seed,
         max_tokens=max_tokens,
         min_tokens=params.min_tokens,

@@ -295,4 +295,7 @@ def _slot_admission(sequence: Sequence) -> SlotAdmission:
         min_len=sequence.num_prompt + sampling.min_tokens,
         max_len=sequence.max_len,
         stop_token_ids=sampling.stop_token_ids,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
     )

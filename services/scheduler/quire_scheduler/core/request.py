@@ -50,6 +50,9 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
