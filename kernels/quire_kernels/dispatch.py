@@ -80,22 +80,36 @@ def rotary_embedding_and_cache(
     q_norm_weight: Tensor | None = None,
     k_norm_weight: Tensor | None = None,
     eps: float = 1e-6,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
     if _runs_triton(q):
         from quire_kernels.rotary.heads import rotary_embedding_cache
 
-        return rotary_embedding_cache(
-            q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, q_norm_weight, k_norm_weight, eps
-        )
-    return rotary_reference.rotary_embedding_and_cache(
-        q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, q_norm_weight, k_norm_weight, eps
+        implementation = rotary_embedding_cache
+    else:
+        implementation = rotary_reference.rotary_embedding_and_cache
+    return implementation(
+        q,
+        k,
+        v,
+        cos_sin,
+        positions,
+        k_cache,
+        v_cache,
+        slot_mapping,
+        q_norm_weight,
+        k_norm_weight,
+        eps,
+        k_scale,
+        v_scale,
     )
 
 
 def schedule_attention(
     query_start_loc: Tensor,
     seq_lens: Tensor,
-    num_seqs: Tensor,
+    num_seqs: Tensor | None = None,
     *,
     num_tokens: int,
     num_heads: int,
@@ -107,7 +121,8 @@ def schedule_attention(
     """Cut the attention of a step into equal work, once for all layers that share ``sliding_window``.
 
     The tables are padded to R rows: ``query_start_loc [R + 1]`` and ``seq_lens [R]``, of which the first
-    ``num_seqs`` (int32 ``[1]``) are sequences and the rest may hold anything. ``num_tokens`` is the padded number of
+    ``num_seqs`` (int32 ``[1]``) are sequences and the rest may hold anything; None says that rows of padding have no
+    query token instead. ``num_tokens`` is the padded number of
     query tokens; ``element_size`` is that of q, in bytes. One launch that depends on these two sizes alone and can be
     captured in a CUDA graph. Returns None where attention takes no schedule; there tables must not be padded.
     """
@@ -141,8 +156,13 @@ def paged_attention(
     max_query_len: int,
     max_seq_len: int,
     schedule: AttentionSchedule | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
     """Attend as `attention.reference` does; with the step's ``schedule`` the tables may be padded.
+
+    The caches may be of another type than q (8 bits to hold twice as much); keys are what they hold times ``k_scale``,
+    values times ``v_scale``.
 
     The launches depend on the shapes of the tensors, on whether ``max_query_len`` is 1, and, without a schedule, on
     ``max_seq_len``.
@@ -153,20 +173,22 @@ def paged_attention(
 
         return paged_attention_mixed(
             *tensors,
-            scale=scale,
+            scale=scale * k_scale,
             sliding_window=sliding_window,
             max_query_len=max_query_len,
             max_seq_len=max_seq_len,
             schedule=schedule,
+            v_scale=v_scale,
         )
     on_cpu = q.device.type == "cpu"
-    return (attention_cpu if on_cpu else attention_reference).paged_attention(
+    out = (attention_cpu if on_cpu else attention_reference).paged_attention(
         *tensors,
-        scale=scale,
+        scale=scale * k_scale,
         sliding_window=sliding_window,
         max_query_len=max_query_len,
         max_seq_len=max_seq_len,
     )
+    return out if v_scale == 1.0 else out.mul_(v_scale)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

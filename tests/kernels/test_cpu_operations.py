@@ -111,6 +111,38 @@ def test_weights_of_16_bits_are_left_as_they_are() -> None:
     assert quire_kernels.pack_linear_weight(weight) is weight
 
 
+def test_cache_of_8_bits_is_read_and_written_within_its_rounding() -> None:
+    torch.manual_seed(6)
+    seq_lens, scales = torch.tensor([40, 33], dtype=torch.int32), {"k_scale": 0.5, "v_scale": 2.0}
+    tables = torch.tensor([[3, 1, 5], [2, 6, 4]], dtype=torch.int32)
+    k, v, q = torch.randn(73, 2, 32), torch.randn(73, 2, 32), torch.randn(8, 6, 32)
+    position = torch.cat((torch.arange(40), torch.arange(33)))
+    owner = torch.tensor([0] * 40 + [1] * 33)
+    slots = tables[owner, position // BLOCK_SIZE].long() * BLOCK_SIZE + position % BLOCK_SIZE
+    angles = torch.zeros(64, 32)
+    angles[:, :16] = 1.0  # cosines: no rotation
+    options = {"scale": 0.2, "sliding_window": None, "max_query_len": 7, "max_seq_len": 40}
+    attended: list[Tensor] = []
+    for dtype, factors in ((torch.float32, {}), (torch.float8_e4m3fn, scales)):
+        caches = torch.zeros(2, 7, BLOCK_SIZE, 2, 32, dtype=dtype)
+        quire_kernels.rotary_embedding_and_cache(k, k, v, angles, position, *caches, slots, **factors)
+        starts = torch.tensor([0, 7, 8], dtype=torch.int32)
+        attended.append(
+            quire_kernels.paged_attention(q, *caches, tables, starts, seq_lens, **options, **factors)
+        )
+    exact, rounded = attended
+    error = float((rounded - exact).norm() / exact.norm())
+    assert (
+        1e-3 < error < 0.04
+    )  # three bits of mantissa: each value is off by up to 1 / 16, by 1 / 40 on average
+    saturated = torch.zeros(2, 1, BLOCK_SIZE, 1, 4, dtype=torch.float8_e4m3fn)
+    one = torch.full((1, 1, 4), 1e5)
+    quire_kernels.rotary_embedding_and_cache(
+        one, one, -one, angles[:, 14:18], position[:1], *saturated, slots[:1] * 0
+    )
+    assert saturated.float()[:, 0, 0, 0].unique(dim=1).tolist() == [[448.0], [-448.0]]
+
+
 def batch_of(num_rows: int) -> SamplingTensors:
     return SamplingTensors(
         temperature=torch.tensor([0.0, 0.5, 1.0, 1.5]).repeat(num_rows)[:num_rows],

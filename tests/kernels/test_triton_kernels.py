@@ -32,6 +32,7 @@ from quire_kernels.sampling.reference import penalise, sample
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16] if ON_GPU else [torch.float32]
+HAS_FP8 = not ON_GPU or torch.cuda.get_device_capability() >= (8, 9)
 BLOCK_SIZE = 16
 HEADS = [(4, 4), (8, 4), (6, 2), (14, 2), (8, 1), (32, 8)] if ON_GPU else [(2, 2), (6, 2), (8, 1)]
 
@@ -112,6 +113,51 @@ def test_rotary_embedding_and_cache_equals_reference(
         assert_close(rotated, truth)
 
 
+@pytest.mark.skipif(ON_GPU and not HAS_FP8, reason="the GPU has no 8-bit floats")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cache_of_8_bits_is_written_as_by_the_reference(dtype: torch.dtype) -> None:
+    q, k, v = (10 * random(9, heads, 48, dtype=dtype) for heads in (4, 2, 2))
+    cos_sin, positions = random(9, 48), torch.arange(9, device=DEVICE)
+    if not ON_GPU:
+        # The interpreter rounds to 8 bits wrongly where a carry leaves the mantissa: give it nothing to round.
+        k, v = (each.to(torch.float8_e4m3fn).to(dtype) for each in (k, v))
+        cos_sin[:, :24], cos_sin[:, 24:] = 1.0, 0.0
+    k[0, 0, :3] = torch.tensor([1e4, -1e4, 0.0], device=DEVICE)  # beyond the largest value of the type
+    caches = torch.zeros((2, 2, 2, BLOCK_SIZE, 2, 48), device=DEVICE).to(torch.float8_e4m3fn)
+    options = {"k_scale": 0.25, "v_scale": 0.125}
+    rotary_embedding_cache(q, k, v, cos_sin, positions, *caches[0], positions + 3, **options)
+    rotary_embedding_and_cache(q, k, v, cos_sin, positions, *caches[1], positions + 3, **options)
+    actual, expected = caches[0].float(), caches[1].float()
+    assert float(expected.abs().max()) == 448.0
+    # The last bit may differ where the rotation itself is rounded another way.
+    assert float((actual != expected).double().mean()) < 2e-3
+    assert bool(((actual - expected).abs() <= expected.abs() / 8 + 2**-9).all())
+
+
+@pytest.mark.skipif(ON_GPU and not HAS_FP8, reason="the GPU has no 8-bit floats")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 20])
+def test_attention_over_a_cache_of_8_bits_equals_reference(window: int | None, dtype: torch.dtype) -> None:
+    q, k_cache, v_cache, *rest = paged_case(MIXED, 6, 2, 64 if ON_GPU else 24, dtype)
+    caches = [cache.float().to(torch.float8_e4m3fn) for cache in (k_cache, v_cache)]
+    stream = StreamConfig(num_streams=3, tile=16, num_warps=4, num_stages=2)
+    prefill = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2)
+    check_attention((q, *caches, *rest), window, stream=stream, prefill=prefill, padding=2)
+    config = DecodeConfig(tile=16, num_splits=2, min_split=16, num_warps=4, num_stages=2)
+    decode_only = paged_case(BOUNDARIES, 6, 2, 64 if ON_GPU else 24, dtype)
+    narrow = [cache.float().to(torch.float8_e4m3fn) for cache in decode_only[1:3]]
+    check_attention((decode_only[0], *narrow, *decode_only[3:]), window, decode=config)
+    check_attention((decode_only[0], *narrow, *decode_only[3:]), window, stream=stream)
+
+
+def test_scales_of_the_cache_multiply_keys_and_values() -> None:
+    q, k_cache, v_cache, *rest = paged_case(MIXED, 4, 2, 16, torch.float32)
+    options = {"sliding_window": None, "max_query_len": 33, "max_seq_len": 70}
+    expected = paged_attention(q, k_cache * 0.5, v_cache * 3.0, *rest, scale=0.25, **options)
+    actual = paged_attention_mixed(q, k_cache, v_cache, *rest, scale=0.25 * 0.5, v_scale=3.0, **options)
+    assert_close(actual, expected)
+
+
 def test_copies_of_blocks_are_applied_in_order() -> None:
     caches = random(2, 2, 8, BLOCK_SIZE, 3, 20)
     expected = caches.clone()
@@ -180,6 +226,7 @@ def check_attention(
         num_kv_heads=k_cache.shape[2],
         head_dim=q.shape[2],
         sliding_window=window,
+        element_size=q.element_size(),
         stream=stream,
         prefill=prefill,
     )

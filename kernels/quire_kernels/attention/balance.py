@@ -51,8 +51,11 @@ def _attention_balance_kernel(
     NUM_STREAMS: tl.constexpr,
     BLOCK: tl.constexpr,
     LOOKUPS: tl.constexpr,
+    PADDED: tl.constexpr,
 ):
-    live = tl.minimum(tl.load(num_seqs), num_rows)
+    live = num_rows
+    if PADDED:
+        live = tl.minimum(tl.load(num_seqs), num_rows)
     num_decode = 0
     for begin in range(0, num_rows, BLOCK):
         row = begin + tl.arange(0, BLOCK)
@@ -88,7 +91,7 @@ def _attention_balance_kernel(
 def schedule_attention_rows(
     query_start_loc: Tensor,
     seq_lens: Tensor,
-    num_seqs: Tensor,
+    num_seqs: Tensor | None,
     *,
     num_tokens: int,
     num_heads: int,
@@ -126,7 +129,7 @@ def schedule_attention_rows(
     _attention_balance_kernel[(triton.cdiv(max(max_tiles, stream.num_streams), _LOOKUPS),)](
         query_start_loc,
         seq_lens,
-        num_seqs,
+        seq_lens if num_seqs is None else num_seqs,
         schedule.decode_tile_starts,
         schedule.stream_rows,
         schedule.prefill_tile_starts,
@@ -139,6 +142,7 @@ def schedule_attention_rows(
         NUM_STREAMS=stream.num_streams,
         BLOCK=min(_MAX_BLOCK_ROWS, triton.next_power_of_2(num_rows)),
         LOOKUPS=_LOOKUPS,
+        PADDED=num_seqs is not None,
         num_warps=8,
     )
     return schedule

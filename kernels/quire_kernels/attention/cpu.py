@@ -163,8 +163,8 @@ def _extend(
     """Attend from the last tokens of one sequence: ``q [query_len, Hq, D]`` to the same shape."""
     query_len, num_heads, head_dim = q.shape
     num_kv_heads = keys.shape[1]
-    own_keys = keys.index_select(0, chunk.slots).transpose(0, 1)  # [Hkv, seq_len, D]
-    own_values = values.index_select(0, chunk.slots).transpose(0, 1)
+    own_keys = _gathered(keys, chunk.slots, q.dtype).transpose(0, 1)  # [Hkv, seq_len, D]
+    own_values = _gathered(values, chunk.slots, q.dtype).transpose(0, 1)
     queries = q.view(query_len, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)  # [Hkv, group, query_len, D]
     attended = scaled_dot_product_attention(
         queries,
@@ -182,9 +182,16 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, group: _Group, scale: float
     shape = (num_rows, -1, *keys.shape[1:])
     attended = scaled_dot_product_attention(
         q.view(num_rows, keys.shape[1], -1, head_dim),
-        keys.index_select(0, group.slots).view(shape).transpose(1, 2),  # [G, Hkv, L, D]
-        values.index_select(0, group.slots).view(shape).transpose(1, 2),
+        _gathered(keys, group.slots, q.dtype).view(shape).transpose(1, 2),  # [G, Hkv, L, D]
+        _gathered(values, group.slots, q.dtype).view(shape).transpose(1, 2),
         attn_mask=None if group.mask is None else group.mask.to(q.dtype),
         scale=scale,
     )
     return attended.reshape(num_rows, num_heads, head_dim)
+
+
+def _gathered(rows: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the rows of ``slots``; torch gathers no 8-bit floats on a processor, so those go as bytes."""
+    if rows.element_size() > 1:
+        return rows.index_select(0, slots)
+    return rows.view(torch.uint8).index_select(0, slots).view(rows.dtype).to(dtype)

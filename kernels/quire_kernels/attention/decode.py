@@ -36,6 +36,7 @@ def _paged_attention_decode_kernel(
     seq_lens,
     num_seqs,  # [1], read when PADDED
     score_scale,  # scale * log2(e)
+    value_scale,
     block_table_stride,
     q_token_stride,
     q_head_stride,
@@ -110,7 +111,7 @@ def _paged_attention_decode_kernel(
         accumulated += tl.dot(weights.to(queries.dtype), values, input_precision=PRECISION)
         maximum = new_maximum
 
-    result = accumulated / tl.where(total == 0.0, 1.0, total)[:, None]
+    result = accumulated * (value_scale / tl.where(total == 0.0, 1.0, total))[:, None]
     if NUM_SPLITS == 1:
         target = out + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=q_mask)
@@ -175,6 +176,7 @@ def paged_attention_decode(
     out: Tensor,
     *,
     scale: float,
+    v_scale: float = 1.0,
     sliding_window: int | None,
     config: DecodeConfig,
     num_seqs: Tensor | None = None,
@@ -216,6 +218,7 @@ def paged_attention_decode(
         seq_lens,
         limit,
         scale * _LOG2_E,
+        v_scale,
         block_tables.stride(0),
         *q.stride()[:2],
         *k_cache.stride()[:3],

@@ -29,7 +29,7 @@ from quire_kernels.attention.tuning import (
 def schedule_attention(
     query_start_loc: Tensor,
     seq_lens: Tensor,
-    num_seqs: Tensor,
+    num_seqs: Tensor | None,
     *,
     num_tokens: int,
     num_heads: int,
@@ -69,14 +69,15 @@ def paged_attention_mixed(
     max_query_len: int,
     max_seq_len: int,
     schedule: AttentionSchedule | None = None,
+    v_scale: float = 1.0,
     decode: DecodeConfig | None = None,
 ) -> Tensor:
     """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`.
 
     With a ``schedule`` the tables may be padded: rows at or past its ``num_seqs`` may hold anything. Without one, all
-    rows are sequences. ``decode`` asks for the kernel that takes one sequence per program, cut that way. Rows of q
-    that belong to no sequence are left as they were allocated. Raises ``ValueError`` on shapes, strides or a window
-    that the kernels cannot take.
+    rows are sequences. Values are what the cache holds times ``v_scale``. ``decode`` asks for the kernel that takes
+    one sequence per program, cut that way. Rows of q that belong to no sequence are left as they were allocated.
+    Raises ``ValueError`` on shapes, strides or a window that the kernels cannot take.
     """
     _check(q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, sliding_window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -86,7 +87,9 @@ def paged_attention_mixed(
     if schedule is not None and schedule.sliding_window != sliding_window:
         raise ValueError(f"schedule is for window {schedule.sliding_window}; this layer has {sliding_window}")
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, out)
-    by_sequence = max_query_len == 1 and not prefers_streams(num_rows, num_kv_heads)
+    # A schedule of its own would cost one layer more than streams gain it.
+    is_cut = schedule is not None and prefers_streams(num_rows, num_kv_heads)
+    by_sequence = max_query_len == 1 and not is_cut
     if decode or by_sequence:
         major, _ = _device_facts(q.device)
         paged_attention_decode(
@@ -95,14 +98,15 @@ def paged_attention_mixed(
             sliding_window=sliding_window,
             config=decode or decode_config(major, num_rows, num_kv_heads, max_seq_len),
             num_seqs=schedule.num_seqs if schedule else None,
+            v_scale=v_scale,
         )
         if max_query_len == 1:
             return out
     schedule = schedule or _schedule_without_padding(q, k_cache, query_start_loc, seq_lens, sliding_window)
     if not decode:
-        paged_attention_streams(*tensors, scale=scale, schedule=schedule)
+        paged_attention_streams(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
     if max_query_len > 1:
-        paged_attention_prefill(*tensors, scale=scale, schedule=schedule)
+        paged_attention_prefill(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
     return out
 
 
@@ -112,7 +116,7 @@ def _schedule_without_padding(
     return schedule_attention(
         query_start_loc,
         seq_lens,
-        torch.full((1,), seq_lens.shape[0], dtype=torch.int32, device=q.device),
+        None,
         num_tokens=q.shape[0],
         num_heads=q.shape[1],
         num_kv_heads=k_cache.shape[2],

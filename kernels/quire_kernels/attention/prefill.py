@@ -96,6 +96,7 @@ def _paged_attention_prefill_kernel(
     tile_rows,
     num_rows,
     score_scale,  # scale * log2(e)
+    value_scale,
     block_table_stride,
     q_token_stride,
     q_head_stride,
@@ -207,7 +208,7 @@ def _paged_attention_prefill_kernel(
             True,
             PRECISION,
         )
-        result = accumulated / tl.where(total == 0.0, 1.0, total)[:, None]
+        result = accumulated * (value_scale / tl.where(total == 0.0, 1.0, total))[:, None]
         target = out + (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=mask)
 
@@ -222,6 +223,7 @@ def paged_attention_prefill(
     out: Tensor,
     *,
     scale: float,
+    v_scale: float = 1.0,
     schedule: AttentionSchedule,
 ) -> None:
     """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with two or more query
@@ -244,6 +246,7 @@ def paged_attention_prefill(
         schedule.prefill_tile_rows,
         seq_lens.shape[0],
         scale * _LOG2_E,
+        v_scale,
         block_tables.stride(0),
         *q.stride()[:2],
         *k_cache.stride()[:3],

@@ -20,7 +20,7 @@ class AttentionSchedule:
     hold. The parts and the arrivals are scratch memory of one layer at a time.
     """
 
-    num_seqs: Tensor  # [1] int32
+    num_seqs: Tensor | None  # [1] int32; None: rows of padding have no query token
     sliding_window: int | None
     stream: StreamConfig
     prefill: PrefillConfig

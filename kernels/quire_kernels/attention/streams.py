@@ -126,6 +126,7 @@ def _paged_attention_streams_kernel(
     stream_rows,
     num_rows,
     score_scale,  # scale * log2(e)
+    value_scale,
     block_table_stride,
     q_token_stride,
     q_head_stride,
@@ -196,7 +197,7 @@ def _paged_attention_streams_kernel(
                 TILE,
                 PRECISION,
             )
-            result = accumulated / tl.where(total == 0.0, 1.0, total)[:, None]
+            result = accumulated * (value_scale / tl.where(total == 0.0, 1.0, total))[:, None]
             target = out + (token * NUM_HEADS + kv_head * GROUP) * HEAD_DIM
             first_stream = row_start // share
             last_stream = (row_end - 1) // share
@@ -241,6 +242,7 @@ def paged_attention_streams(
     out: Tensor,
     *,
     scale: float,
+    v_scale: float = 1.0,
     schedule: AttentionSchedule,
 ) -> None:
     """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with exactly one query token.
@@ -266,6 +268,7 @@ def paged_attention_streams(
         schedule.stream_rows,
         seq_lens.shape[0],
         scale * _LOG2_E,
+        v_scale,
         block_tables.stride(0),
         *q.stride()[:2],
         *k_cache.stride()[:3],

@@ -23,11 +23,13 @@ def _rotate_heads(
     target_head_stride,
     cos_sin_row,
     eps,
+    inverse_scale,
     HEAD_DIM: tl.constexpr,
     ROTARY_HALF: tl.constexpr,
     HALF: tl.constexpr,
     REST: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    LIMIT: tl.constexpr,
 ):
     element = tl.arange(0, HALF)[None, :]
     in_half = element < ROTARY_HALF
@@ -52,15 +54,25 @@ def _rotate_heads(
             tl.float32
         )
     dtype = target.dtype.element_ty
-    tl.store(write + element, (first * cos - second * sin).to(dtype), mask=inside)
-    tl.store(write + ROTARY_HALF + element, (second * cos + first * sin).to(dtype), mask=inside)
+    rotated_first = _within((first * cos - second * sin) * inverse_scale, LIMIT)
+    rotated_second = _within((second * cos + first * sin) * inverse_scale, LIMIT)
+    tl.store(write + element, rotated_first.to(dtype), mask=inside)
+    tl.store(write + ROTARY_HALF + element, rotated_second.to(dtype), mask=inside)
     if REST > 0:
         tail = 2 * ROTARY_HALF + tl.arange(0, REST)[None, :]
         in_tail = (head < num_heads) & (tail < HEAD_DIM)
         rest = tl.load(read + tail, mask=in_tail, other=0.0).to(tl.float32)
         if HAS_NORM:
             rest *= inverse_rms * tl.load(weight + tail, mask=tail < HEAD_DIM, other=0.0).to(tl.float32)
-        tl.store(write + tail, rest.to(dtype), mask=in_tail)
+        tl.store(write + tail, _within(rest * inverse_scale, LIMIT).to(dtype), mask=in_tail)
+
+
+@triton.jit
+def _within(values, LIMIT: tl.constexpr):
+    """Bound values that go into an 8-bit type, which would turn larger ones into no number."""
+    if LIMIT > 0:
+        values = tl.minimum(tl.maximum(values, -LIMIT), LIMIT)
+    return values
 
 
 @triton.jit
@@ -93,11 +105,13 @@ def _rotary_embedding_heads_kernel(
         HEAD_DIM,
         cos_sin_row,
         0.0,
+        1.0,
         HEAD_DIM,
         ROTARY_HALF,
         HALF,
         REST,
         HAS_NORM=False,
+        LIMIT=0,
     )
 
 
@@ -115,6 +129,8 @@ def _rotary_embedding_cache_kernel(
     q_norm_weight,
     k_norm_weight,
     eps,
+    inverse_k_scale,
+    inverse_v_scale,
     q_token_stride,
     q_head_stride,
     k_token_stride,
@@ -140,6 +156,7 @@ def _rotary_embedding_cache_kernel(
     Q_TILES: tl.constexpr,
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
+    LIMIT: tl.constexpr,  # largest value of an 8-bit cache; 0 for wider ones
 ):
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
@@ -156,11 +173,13 @@ def _rotary_embedding_cache_kernel(
             HEAD_DIM,
             cos_sin_row,
             eps,
+            1.0,
             HEAD_DIM,
             ROTARY_HALF,
             HALF,
             REST,
             HAS_NORM=HAS_Q_NORM,
+            LIMIT=0,
         )
     else:
         head = (tile - Q_TILES) * HEADS + tl.arange(0, HEADS)[:, None]
@@ -176,11 +195,13 @@ def _rotary_embedding_cache_kernel(
             k_cache_head_stride,
             cos_sin_row,
             eps,
+            inverse_k_scale,
             HEAD_DIM,
             ROTARY_HALF,
             HALF,
             REST,
             HAS_NORM=HAS_K_NORM,
+            LIMIT=LIMIT,
         )
         element = tl.arange(0, WIDTH)[None, :]
         inside = (head < NUM_KV_HEADS) & (element < HEAD_DIM)
@@ -188,6 +209,7 @@ def _rotary_embedding_cache_kernel(
         target = (
             v_cache + block * v_block_stride + offset * v_slot_stride + head * v_cache_head_stride + element
         )
+        value = _within(value.to(tl.float32) * inverse_v_scale, LIMIT)
         tl.store(target, value.to(v_cache.dtype.element_ty), mask=inside)
 
 
@@ -210,6 +232,8 @@ def rotary_embedding_cache(
     q_norm_weight: Tensor | None = None,
     k_norm_weight: Tensor | None = None,
     eps: float = 1e-6,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
     """Norm, rotate and cache one step's q, k and v in one launch; returns the new q, contiguous ``[T, Hq,
     D]``.
@@ -238,6 +262,8 @@ def rotary_embedding_cache(
         q if q_norm_weight is None else q_norm_weight,
         k if k_norm_weight is None else k_norm_weight,
         eps,
+        1.0 / k_scale,
+        1.0 / v_scale,
         *q.stride()[:2],
         *k.stride()[:2],
         *v.stride()[:2],
@@ -256,6 +282,7 @@ def rotary_embedding_cache(
         Q_TILES=q_tiles,
         HAS_Q_NORM=q_norm_weight is not None,
         HAS_K_NORM=k_norm_weight is not None,
+        LIMIT=torch.finfo(k_cache.dtype).max if k_cache.element_size() == 1 else 0,
         num_warps=2,
     )
     return q_out
