@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT / each) for each in (".", "services/scheduler", "servic
 from quire_scheduler.core import Sampling  # noqa: E402
 from quire_worker.loading import LoadedModel, load_model  # noqa: E402
 
-from benchmarks.device_parity import engine_of  # noqa: E402
 from quire.config import WorkerConfig  # noqa: E402
+from tests.doubles.in_process_engine import InProcessEngine  # noqa: E402
 
 Job = tuple[list[int], int]
 """A prompt and how many tokens to generate."""
@@ -100,7 +100,7 @@ def _reference() -> LlamaForCausalLM:
 def _serve(loaded: LoadedModel, jobs: list[Job]) -> tuple[float, list[list[int]]]:
     """Seconds, and the tokens of each job."""
     loaded.runner.drop_slots()
-    engine = engine_of(loaded)
+    engine = InProcessEngine.of(loaded)
     began = perf_counter()
     handles = [engine.add(prompt, Sampling(max_tokens=length, temperature=0.0)) for prompt, length in jobs]
     outputs = engine.run()

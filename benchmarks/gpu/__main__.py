@@ -1,6 +1,7 @@
 """The command: `python -m benchmarks.gpu CASE [CASE...]`."""
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,13 @@ def main(argv: list[str]) -> int:
     device = probe()
     name = f"{device.name}-tiny" if arguments.tiny else device.name
     file = arguments.out or RESULTS / f"{name}.json"
-    options = Options(seed=arguments.seed, repeats=arguments.repeats, tiny=arguments.tiny)
+    options = Options(
+        seed=arguments.seed,
+        repeats=arguments.repeats,
+        tiny=arguments.tiny,
+        num_tokenizers=arguments.tokenizers,
+        num_clients=arguments.clients,
+    )
     rows, failed = _device_rows(device), []
     for case, brought in run_parts(_names(arguments.cases), device, options):
         if brought is None:
@@ -59,6 +66,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="tiny models and workloads, to try the suite anywhere"
     )
+    quarter = max(1, min(4, (os.cpu_count() or 1) // 4))
+    parser.add_argument(
+        "--tokenizers", type=int, default=quarter, help=f"tokenizer processes (default: {quarter})"
+    )
+    parser.add_argument("--clients", type=int, default=quarter, help=f"client processes (default: {quarter})")
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/<gpu>.json)")
     parser.add_argument("--commit", help="what to call the tree, where it is a copy without its repository")
     return parser.parse_args(argv)

@@ -27,6 +27,8 @@ class Options:
     seed: int
     repeats: int
     tiny: bool
+    num_tokenizers: int
+    num_clients: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +119,11 @@ def _opened(place: Place, model: models.Model, floor: Floor, size: Size, options
             yield WorkerCases(worker, floor, size, options.seed, options.repeats)
         case Place.STACK:
             from benchmarks.gpu.stack import Stack
-            from benchmarks.gpu.stack_case import StackCases, num_processes
+            from benchmarks.gpu.stack_case import StackCases
 
-            with closing(
-                StackCases(Stack(model, num_processes()), floor, size, options.seed, options.repeats)
-            ) as cases:
+            stack = Stack(model, options.num_tokenizers)
+            cases = StackCases(stack, floor, size, options.seed, options.repeats, options.num_clients)
+            with closing(cases):
                 yield cases
         case Place.START:
             from benchmarks.gpu.start_case import StartCases

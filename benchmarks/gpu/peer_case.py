@@ -5,12 +5,16 @@ are used and either is cut off after 50 s, so that a case takes about a minute; 
 asked for and made until then count, of continuous batching the finished requests. Model loading and warm-up are not timed.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Everything that is needed is here: nothing may wait for a hub that a machine cannot reach.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel

@@ -7,7 +7,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.gpu import ROOT
 from benchmarks.gpu.result import RESULTS, read_rows, table
 
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
         if not marker:
             sys.exit(f"{arguments.into} lacks the markers {_BEGIN} and {_END}")
         arguments.into.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
-        print(f"{len(rows)} rows of {arguments.file.relative_to(ROOT)} written into {arguments.into}")
+        print(f"{len(rows)} rows of {arguments.file} written into {arguments.into}")
     return 0
 
 
