@@ -12,7 +12,9 @@ class TokenizerConfig:
 
     host: str = setting("127.0.0.1", "Address to listen on.")
     grpc_port: int = setting(50051, "Port of the gRPC services; 0 takes any free one.")
-    reuse_port: bool = setting(False, "Share the port with other replicas on this machine.")
+    reuse_port: bool = setting(
+        False, "Share the port with other replicas on this machine; joined once a scheduler is ready."
+    )
     scheduler: tuple[str, ...] = setting((), "Schedulers to attach to: host:port or dns:///host:port.")
     model: str = setting(str(shipped_model_path()), "Model directory or hub id whose tokenizer is used.")
     tokenizer: str | None = setting(None, "Directory or hub id of the tokenizer, if not --model.")

@@ -1,5 +1,6 @@
 """`quire serve` and `quire generate` as a user meets them: real processes, the shipped model."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,8 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 
+import grpc
 import psutil
 import pytest
+
+from quire.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
 QUIRE = [sys.executable, "-m", "quire.cli.main"]
 READY_WITHIN_S = 60
@@ -79,6 +83,55 @@ def test_a_killed_worker_is_replaced(served: tuple[subprocess.Popen[str], str]) 
     replaced = worker()
     assert replaced is not None
     assert replaced.pid != before.pid
+
+
+def test_replicas_share_the_port_and_one_that_was_killed_joins_again_without_a_failed_call(
+    served: tuple[subprocess.Popen[str], str],
+) -> None:
+    launcher, address = served
+    port = int(address.rpartition(":")[2])
+
+    def replicas() -> list[psutil.Process]:
+        found: list[psutil.Process] = []
+        for child in psutil.Process(launcher.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [child] if "quire_tokenizer" in child.cmdline() else []
+        return found
+
+    def num_connections(replica: psutil.Process) -> int:
+        connections = replica.net_connections(kind="tcp")
+        return sum(c.status == psutil.CONN_ESTABLISHED and c.laddr[1] == port for c in connections)
+
+    with contextlib.ExitStack() as stack:
+        before = [num_connections(replica) for replica in replicas()]
+        for _ in range(24):
+            _generate_on(stack.enter_context(_channel(address)))
+        after = [num_connections(replica) for replica in replicas()]
+        assert sum(after) - sum(before) == 24
+        assert all(now > then for now, then in zip(after, before, strict=True))
+
+    killed, survivor = replicas()
+    os.kill(killed.pid, signal.SIGKILL)
+    deadline = time.monotonic() + READY_WITHIN_S
+    while not (others := [r for r in replicas() if r.pid not in (killed.pid, survivor.pid)]):
+        assert time.monotonic() < deadline, "the replica was not started again"
+        time.sleep(0.05)
+    with contextlib.ExitStack() as stack:
+        while not num_connections(others[0]):
+            assert time.monotonic() < deadline, "no connection reached the new replica"
+            _generate_on(stack.enter_context(_channel(address)))
+
+
+def _channel(address: str) -> grpc.Channel:
+    """A connection of its own."""
+    return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+def _generate_on(channel: grpc.Channel) -> None:
+    params = sampling_pb2.SamplingParams(max_tokens=3, ignore_eos=True)
+    request = generation_pb2.GenerateRequest(text="ROMEO:", sampling_params=params)
+    responses = generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=30)
+    assert sum(len(output.token_ids) for response in responses for output in response.outputs) == 3
 
 
 def test_a_busy_port_names_the_port_and_its_holder() -> None:

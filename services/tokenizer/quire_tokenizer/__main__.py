@@ -10,6 +10,7 @@ import socket
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import uvloop
 
@@ -49,17 +50,19 @@ async def serve(config: TokenizerConfig) -> None:
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(engine), server)
     tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerService(shelf, engine), server)
     health = add_health_and_reflection(server, _SERVICES)
-    port = bind(server, config.host, config.grpc_port)
-    await server.start()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     tasks = [asyncio.create_task(link.run()) for link in links]
     tasks.append(asyncio.create_task(_report_health(router, health)))
+    waiter = asyncio.create_task(stop.wait())
+    if config.reuse_port:
+        await _until_ready(router, [waiter, *tasks])
+    port = bind(server, config.host, config.grpc_port)
+    await server.start()
     gc.collect()
     gc.freeze()
     print("READY", json.dumps({"service": "tokenizer", "grpc": f"{config.host}:{port}"}), flush=True)
-    waiter = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {waiter}:
         task.result()
@@ -81,6 +84,12 @@ def main() -> None:
         uvloop.run(serve(parse(TokenizerConfig, sys.argv[1:], "python -m quire_tokenizer")))
     except ConfigError as error:
         sys.exit(f"quire_tokenizer: {error.message}")
+
+
+async def _until_ready(router: Router, tasks: "list[asyncio.Task[Any]]") -> None:
+    """Waits for a scheduler, or for a task to end: the kernel spreads connections over all that share a port, ready or not."""
+    while not router.ready and not any(task.done() for task in tasks):
+        await asyncio.sleep(_POLL_S)
 
 
 async def _report_health(router: Router, health: HealthReporter) -> None:
