@@ -33,7 +33,7 @@ protos:  ## generate quire/v1 from protos/
 
 bench:  ## cost of a scheduler step, streaming rate and CPU serving, as figures
 	@$(PYTHON) deploy/bootstrap.py test
-	@for each in benchmarks/scheduler_step.py benchmarks/stream_rate.py benchmarks/cpu_serving.py; do \
+	@for each in benchmarks/scheduler_step.py benchmarks/scheduler_process.py benchmarks/stream_rate.py benchmarks/cpu_serving.py; do \
 	  test ! -f $$each || $(BIN)/python $$each; done
 
 bench-gpu:  ## every workload on one GPU beside its floor, in four commands; CASES=... picks some

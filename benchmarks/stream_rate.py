@@ -41,7 +41,6 @@ _LEAST_KEPT_UP = 0.9
 
 _FIRST_RATE = 10_000
 _RATE_STEP = 2_000
-_CHANNELS_PER_CLIENT = 8
 _POLL_S = 0.05
 
 
@@ -129,7 +128,7 @@ async def measure(options: argparse.Namespace) -> None:
         scheduler = await stack.enter_async_context(
             Process("scheduler", ["-m", "quire_scheduler", "--grpc-port", "0"])
         )
-        doors = await _front_door(options.tokenizer_replicas, scheduler.facts["grpc"], stack)
+        doors = await _front_door(options, scheduler, stack)
         rate = options.first_rate
         while True:
             load = await _with_worker(options, scheduler, doors, rate / options.num_streams)
@@ -146,13 +145,17 @@ async def measure(options: argparse.Namespace) -> None:
     )
 
 
-async def _front_door(num_replicas: int, scheduler: str, stack: contextlib.AsyncExitStack) -> list[Process]:
-    flags = ["-m", "quire_tokenizer", "--scheduler", scheduler, "--served-model-name", "echo", "--reuse-port"]
+async def _front_door(
+    options: argparse.Namespace, scheduler: Process, stack: contextlib.AsyncExitStack
+) -> list[Process]:
+    """Replicas that share a port, which they join once a worker is there."""
+    flags = ["-m", "quire_tokenizer", "--scheduler", scheduler.facts["grpc"], "--served-model-name", "echo"]
     doors: list[Process] = []
-    for _ in range(num_replicas):
-        port = doors[0].facts["grpc"].rpartition(":")[2] if doors else "0"
-        door = Process("tokenizer", [*flags, "--grpc-port", port])
-        doors.append(await stack.enter_async_context(door))
+    async with Process("worker", _worker_arguments(options, scheduler, 0.0)):
+        for _ in range(options.tokenizer_replicas):
+            port = doors[0].facts["grpc"].rpartition(":")[2] if doors else "0"
+            door = Process("tokenizer", [*flags, "--reuse-port", "--grpc-port", port])
+            doors.append(await stack.enter_async_context(door))
     return doors
 
 
@@ -160,20 +163,21 @@ async def _with_worker(
     options: argparse.Namespace, scheduler: Process, doors: Sequence[Process], steps_per_s: float
 ) -> Load:
     """One round with a worker at this pace; 0 answers at once."""
-    arguments = [__file__, "worker", scheduler.facts["grpc"], str(options.num_streams), str(steps_per_s)]
-    async with Process("worker", arguments) as worker:
+    async with Process("worker", _worker_arguments(options, scheduler, steps_per_s)) as worker:
         return await _load(options, doors[0].facts["grpc"], [*doors, scheduler, worker])
+
+
+def _worker_arguments(options: argparse.Namespace, scheduler: Process, steps_per_s: float) -> list[str]:
+    return [__file__, "worker", scheduler.facts["grpc"], str(options.num_streams), str(steps_per_s)]
 
 
 async def _load(options: argparse.Namespace, address: str, servers: Sequence[Process]) -> Load:
     """Runs the streams from client processes; their start-up is not part of the time."""
-    per_client = options.num_streams // options.num_clients
+    counts = (options.num_channels, options.num_streams // options.num_clients, options.num_tokens)
+    arguments = [__file__, "client", address, *map(str, counts)]
     async with contextlib.AsyncExitStack() as stack:
         clients = [
-            await stack.enter_async_context(
-                Process("client", [__file__, "client", address, str(per_client), str(options.num_tokens)])
-            )
-            for _ in range(options.num_clients)
+            await stack.enter_async_context(Process("client", arguments)) for _ in range(options.num_clients)
         ]
         before = {process: process.cpu_s() for process in servers}
         reports = [json.loads(await client.rest()) for client in clients]
@@ -188,13 +192,10 @@ async def _load(options: argparse.Namespace, address: str, servers: Sequence[Pro
     return load
 
 
-async def run_client(address: str, num_streams: int, tokens_per_stream: int) -> None:
+async def run_client(address: str, num_channels: int, num_streams: int, tokens_per_stream: int) -> None:
     """Opens the streams at once and reports what came."""
     async with contextlib.AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(open_channel(address))
-            for _ in range(min(num_streams, _CHANNELS_PER_CLIENT))
-        ]
+        channels = [await stack.enter_async_context(open_channel(address)) for _ in range(num_channels)]
         await _served(channels)
         print("READY {}", flush=True)
         began, cpu_began_s = perf_counter(), _own_cpu_s()
@@ -282,8 +283,8 @@ def main() -> None:
             role = run_bare_server()
         case ["worker", scheduler, num_streams, steps_per_s]:
             role = run_worker(scheduler, int(num_streams), float(steps_per_s))
-        case ["client", address, num_streams, num_tokens]:
-            role = run_client(address, int(num_streams), int(num_tokens))
+        case ["client", address, num_channels, num_streams, num_tokens]:
+            role = run_client(address, int(num_channels), int(num_streams), int(num_tokens))
         case _:
             role = measure(_parse())
     with contextlib.suppress(KeyboardInterrupt):
@@ -295,6 +296,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--num-streams", type=int, default=64)
     parser.add_argument("--num-tokens", type=int, default=_TOKENS_PER_STREAM, help="Tokens per stream.")
     parser.add_argument("--num-clients", type=int, default=1, help="Client processes (default: 1).")
+    parser.add_argument("--num-channels", type=int, default=8, help="Connections of each (default: 8).")
     parser.add_argument("--tokenizer-replicas", type=int, default=1)
     parser.add_argument("--first-rate", type=int, default=_FIRST_RATE, help="Tokens per second.")
     parser.add_argument("--rate-step", type=int, default=_RATE_STEP, help="Tokens per second.")
