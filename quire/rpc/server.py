@@ -9,6 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from quire.errors import ConfigError
 from quire.rpc import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
+from quire.rpc.message_guard import MessageGuard
 from quire.rpc.port import describe_holder
 
 
@@ -21,7 +22,8 @@ def build_server(
     """A server that is not bound yet.
 
     `max_message_bytes` bounds what a client may send; a larger message ends its call with RESOURCE_EXHAUSTED before
-    it is read. With `reuse_port`, several processes may bind the same port and the kernel spreads connections.
+    it is read, and one that cannot be read with INVALID_ARGUMENT. With `reuse_port`, several processes may bind the
+    same port and the kernel spreads connections.
     """
     options: list[tuple[str, int]] = [
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -33,7 +35,7 @@ def build_server(
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
         ("grpc.so_reuseport", int(reuse_port)),
     ]
-    return grpc.aio.server(interceptors=tuple(interceptors), options=options)
+    return grpc.aio.server(interceptors=(*interceptors, MessageGuard()), options=options)
 
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:

@@ -8,6 +8,7 @@ that takes as long for every step. Knows no scheduler beyond the two protocols.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from time import monotonic
 
 import zmq
@@ -46,8 +47,15 @@ class EchoWorker:
         protocol_version: int = PROTOCOL_VERSION,
         fate: Fate = delivered_once,
         steps_per_s: float = 0.0,
+        model: str = "echo",
     ) -> None:
         self._scheduler = scheduler
+        self._model = worker_pb2.ModelSpec(
+            model=model,
+            served_model_names=[Path(model).name],
+            max_model_len=MAX_MODEL_LEN,
+            vocab_size=VOCAB_SIZE,
+        )
         self._capacity = worker_pb2.WorkerCapacity(
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
@@ -96,16 +104,13 @@ class EchoWorker:
                 context.term()
 
     async def _upwards(self) -> AsyncIterator[worker_pb2.RegisterRequest]:
-        model = worker_pb2.ModelSpec(
-            model="echo", served_model_names=["echo"], max_model_len=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE
-        )
         yield worker_pb2.RegisterRequest(
             registration=worker_pb2.WorkerRegistration(
                 protocol_version=self._protocol_version,
                 worker_id=f"echo-{id(self):x}",
                 group_name="echo",
                 world_size=1,
-                model=model,
+                model=self._model,
                 capacity=self._capacity,
             )
         )

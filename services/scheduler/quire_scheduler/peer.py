@@ -54,9 +54,15 @@ class Peer:
         self._loop.remove_owner(self.owner_id)
 
     def _take(self, submit: scheduler_pb2.SubmitFrame) -> None:
+        num_handles, num_indexes = len(submit.abort_handles), len(submit.abort_indexes)
+        if num_handles != num_indexes:
+            raise InvalidRequest(
+                f"abort_indexes has {num_indexes} entries: it must have one per entry of abort_handles, {num_handles}",
+                field="abort_indexes",
+            )
         for admission in submit.admissions:
             self._admit(admission)
-        for handle, index in zip(submit.abort_handles, submit.abort_indexes, strict=False):
+        for handle, index in zip(submit.abort_handles, submit.abort_indexes, strict=True):
             self._loop.core.abort(self.owner_id, handle, None if index < 0 else index)
             if index < 0:
                 self._forget_deadline(handle)

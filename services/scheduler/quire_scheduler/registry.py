@@ -184,11 +184,11 @@ class Registry(worker_pb2_grpc.WorkerRegistryServiceServicer):
     async def _next_directive(
         self, group: WorkerGroup, reader: "asyncio.Task[None]"
     ) -> worker_pb2.RegisterResponse | None:
-        """What to send next; None once the worker's side of the stream has ended."""
+        """What to send next; None once the worker's side of the stream has ended. Raises what its reader raises."""
         getter = asyncio.create_task(group.directives.get())
         try:
             await asyncio.wait((getter, reader), return_when=asyncio.FIRST_COMPLETED)
-            return getter.result() if getter.done() else None
+            return getter.result() if getter.done() else reader.result()
         finally:
             getter.cancel()
 

@@ -40,9 +40,13 @@ async def serve(config: TokenizerConfig) -> None:
     executor = ThreadPoolExecutor(_NUM_ENCODING_THREADS, thread_name_prefix="encode")
     shelf = ModelShelf(config, executor)
     peer_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    links = [
-        SchedulerLink(address, peer_id, lambda link: shelf.learn(link.state)) for address in config.scheduler
-    ]
+
+    def take_state(link: SchedulerLink) -> None:
+        shelf.learn(link.state)
+        if link.can_serve:
+            router.gather(link)
+
+    links = [SchedulerLink(address, peer_id, take_state) for address in config.scheduler]
     router = Router(links)
     tracing = configure_tracing("tokenizer")
     engine = GenerationEngine(shelf, router, config.max_num_requests, tracing)

@@ -18,6 +18,10 @@ from quire.errors import ConfigError, InvalidRequest
 
 MAX_RENDERED_CHARS = 8 * 1024 * 1024
 
+_END_OF_FINAL = "\ue0f1\ue0f2\ue0f1"
+"""Put after the last message's content, to be found again in the rendered text: private characters, which no template
+trims or changes the case of."""
+
 
 class ChatTemplate:
     """One compiled template."""
@@ -49,13 +53,37 @@ class ChatTemplate:
             raise InvalidRequest(
                 "chat.continue_final_message=true excludes chat.add_generation_prompt=true", field="chat"
             )
+        context = {
+            **self._special_tokens,
+            **(variables or {}),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        if continue_final_message:
+            return self._render_open(messages, context)
+        return self._render(messages, context)
+
+    def _render_open(self, messages: Sequence[Mapping[str, str]], context: Mapping[str, Any]) -> str:
+        """The text up to where the last message's content ends, dropping what the template puts after it."""
+        *earlier, final = messages
+        content = final["content"]
+        marked = self._render([*earlier, {**final, "content": content + _END_OF_FINAL}], context)
+        before, mark, _after = marked.rpartition(_END_OF_FINAL)
+        if not mark:
+            raise InvalidRequest(
+                "chat.continue_final_message: the template leaves the last message out, so it cannot be continued",
+                field="chat.continue_final_message",
+            )
+        before = before.replace(_END_OF_FINAL, "")  # a template may show the content twice
+        if content != content.rstrip() and not self._render(messages, context).startswith(before):
+            # A template that trims contents would have trimmed this one, but for the mark.
+            return before.rstrip()
+        return before
+
+    def _render(self, messages: Sequence[Mapping[str, str]], context: Mapping[str, Any]) -> str:
         try:
             pieces: list[str] = []
             num_chars = 0
-            context = {**self._special_tokens, **(variables or {})}
-            for piece in self._template.generate(
-                **{**context, "messages": list(messages), "add_generation_prompt": add_generation_prompt}
-            ):
+            for piece in self._template.generate(**{**context, "messages": list(messages)}):
                 num_chars += len(piece)
                 if num_chars > MAX_RENDERED_CHARS:
                     raise InvalidRequest(
@@ -67,8 +95,7 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"chat.messages: the model's template rejects them: {error}", field="chat.messages"
             ) from error
-        text = "".join(pieces)
-        return _cut_after_final(text, messages[-1]["content"]) if continue_final_message else text
+        return "".join(pieces)
 
 
 def load_chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -97,17 +124,6 @@ def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
         if not message["role"]:
             field = f"chat.messages[{number}].role"
             raise InvalidRequest(f"{field} is empty: a message names who speaks", field=field)
-
-
-def _cut_after_final(text: str, content: str) -> str:
-    """Leaves the last message open: drops what the template puts after it."""
-    at = text.rfind(content.strip())
-    if at < 0:
-        raise InvalidRequest(
-            "chat.continue_final_message: the template changes the last message, so it cannot be continued",
-            field="chat",
-        )
-    return text[: at + len(content.strip())]
 
 
 def _raise_exception(message: str) -> NoReturn:

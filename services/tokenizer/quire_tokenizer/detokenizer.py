@@ -2,16 +2,20 @@
 
 For byte-level BPE a table gives every token's bytes, and an incremental UTF-8 decoder does the rest. For every other
 family the text of a short window of tokens is compared with that of the same window and one more token, as the field
-does it (Hugging Face text-generation-inference). The pieces always add up to the full decoding.
+does it (Hugging Face text-generation-inference). The pieces always add up to the full decoding; therefore a run of
+byte-fallback tokens gives its text when it ends, because one bad byte turns every byte of the run into U+FFFD.
 """
 
 import codecs
 import json
+import re
 from typing import Protocol
 
 from tokenizers import Tokenizer
 
 REPLACEMENT = "\ufffd"
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Detokenizer(Protocol):
@@ -39,13 +43,16 @@ class DetokenizerFactory:
             if self._bytes_of_token is not None
             else None
         )
+        self._byte_ids = _byte_fallback_ids(tokenizer)
 
     def new(self, *, skip_special_tokens: bool) -> Detokenizer:
         """A detokenizer for one sequence."""
         table = self._bytes_without_special if skip_special_tokens else self._bytes_of_token
         if table is not None:
             return _ByteLevelDetokenizer(table)
-        return _WindowDetokenizer(self._tokenizer, self._special_ids if skip_special_tokens else frozenset())
+        return _WindowDetokenizer(
+            self._tokenizer, self._special_ids if skip_special_tokens else frozenset(), self._byte_ids
+        )
 
 
 class _ByteLevelDetokenizer:
@@ -62,18 +69,21 @@ class _ByteLevelDetokenizer:
 
 
 class _WindowDetokenizer:
-    """Decodes `[prefix, read)` and `[prefix, end)`; what the second has more is new, unless it ends in half a character."""
+    """Decodes `[prefix, read)` and `[prefix, end)`; what the second has more is new, unless it may still change."""
 
-    def __init__(self, tokenizer: Tokenizer, skipped_ids: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, skipped_ids: frozenset[int], byte_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._skipped_ids = skipped_ids
+        self._byte_ids = byte_ids
         self._token_ids: list[int] = []
         self._num_read = 0
 
     def add(self, token_id: int) -> str:
-        if token_id in self._skipped_ids:
+        if token_id in self._skipped_ids or self._tokenizer.id_to_token(token_id) is None:
             return ""
         self._token_ids.append(token_id)
+        if token_id in self._byte_ids:
+            return ""
         piece = self._new_text()
         if not piece or piece.endswith(REPLACEMENT):
             return ""
@@ -96,6 +106,14 @@ class _WindowDetokenizer:
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
     decoder = json.loads(tokenizer.to_str())["decoder"] or {}
     return decoder.get("type") == "ByteLevel"
+
+
+def _byte_fallback_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that the ByteFallback decoder takes for a byte, such as <0x0A>; none where it is not used."""
+    if '"ByteFallback"' not in json.dumps(json.loads(tokenizer.to_str())["decoder"]):
+        return frozenset()
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    return frozenset(i for token, i in vocab.items() if _BYTE_TOKEN.fullmatch(token))
 
 
 def _byte_table(tokenizer: Tokenizer) -> list[bytes]:

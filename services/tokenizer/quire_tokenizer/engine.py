@@ -92,6 +92,8 @@ class GenerationEngine:
                 ),
                 priority=request.priority,
                 codec=model.codec,
+                model=name,
+                eos_token_ids=link.state.eos_token_ids,
                 traceparent=trace.traceparent,
                 deadline_ms=deadline_ms,
             )
@@ -100,7 +102,7 @@ class GenerationEngine:
             try:
                 yield stream
             finally:
-                link.withdraw(stream)
+                self._router.withdraw(stream)
         finally:
             self._live.discard(key)
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.05
 _LONGEST_BACKOFF_S = 2.0
+_SHORTEST_RETRY_MS = 100
 _WHOLE_REQUEST = -1
 
 
@@ -39,7 +40,10 @@ class SchedulerLink:
         self._streams: dict[int, RequestStream] = {}
         self._handles: dict[RequestStream, int] = {}
         self._last_handle = 0
+        self._retries: dict[int, asyncio.TimerHandle] = {}
         self._outgoing = _Outgoing()
+        self.move: Callable[[RequestStream, SchedulerLink], bool] = lambda stream, link: False
+        """Hands a request of this link to another one; False when no other can serve it now."""
 
     @property
     def num_live(self) -> int:
@@ -50,6 +54,11 @@ class SchedulerLink:
     def can_serve(self) -> bool:
         """Whether a request handed in now would be run without waiting for a worker."""
         return self.attached and self.state.ready and not self.state.draining
+
+    @property
+    def draining(self) -> bool:
+        """Whether the scheduler is there but takes nothing more."""
+        return self.attached and self.state.draining
 
     def submit(self, stream: RequestStream) -> None:
         """Hands a request in, now or as soon as the scheduler is there."""
@@ -65,6 +74,11 @@ class SchedulerLink:
         if handle is not None:
             del self._streams[handle]
             self._abort(handle, _WHOLE_REQUEST)
+
+    def move_all(self) -> None:
+        """Requests that another scheduler can serve go on there; the others wait for this one."""
+        for stream in list(self._handles):
+            self.move(stream, self)
 
     async def run(self) -> None:
         """Stays attached until cancelled."""
@@ -85,6 +99,7 @@ class SchedulerLink:
                 backoff_s = _FIRST_BACKOFF_S
                 self.attached = False
                 self._on_state(self)
+                self.move_all()
             await asyncio.sleep(uniform(backoff_s / 2, backoff_s))
             backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
 
@@ -119,6 +134,9 @@ class SchedulerLink:
     def _take_welcome(self, welcome: scheduler_pb2.AttachWelcome) -> None:
         """A new stream knows nothing: every live request is handed in again as it stands."""
         self.attached = True
+        for timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
         for handle, stream in self._streams.items():
             self._outgoing.admit(stream.admission(handle))
         logger.info("attached", extra={"scheduler": self.address, "resumed": len(self._streams)})
@@ -176,15 +194,22 @@ class SchedulerLink:
         if stream is None:
             return
         failure: QuireError = error_for_code(error.code, error.message, error.field, error.retry_after_ms)
-        if isinstance(failure, Unavailable) and self.attached:
-            delay_s = max(error.retry_after_ms, 100) / 1000
-            asyncio.get_running_loop().call_later(delay_s, self._retry, error.handle)
-            return
+        if isinstance(failure, Unavailable):
+            if self.move(stream, self):
+                return
+            if not self.draining:
+                self._retry_later(error.handle, failure)
+                return
         stream.fail(failure)
         self._retire_if_finished(error.handle, stream)
 
+    def _retry_later(self, handle: int, why: Unavailable) -> None:
+        delay_s = max(why.retry_after_ms, _SHORTEST_RETRY_MS) / 1000
+        self._retries[handle] = asyncio.get_running_loop().call_later(delay_s, self._retry, handle)
+
     def _retry(self, handle: int) -> None:
         """Hands a request in again that was turned away for the moment."""
+        del self._retries[handle]
         stream = self._streams.get(handle)
         if stream is not None and self.attached:
             self._outgoing.admit(stream.admission(handle))

@@ -6,7 +6,8 @@ own text. Knows no gRPC stream and no scheduler connection.
 """
 
 import asyncio
-from time import time_ns
+from collections.abc import Iterable
+from time import monotonic, time_ns
 from typing import cast
 
 from quire.errors import QuireError
@@ -22,13 +23,16 @@ LENGTH = generation_pb2.FINISH_REASON_LENGTH
 class SequenceStream:
     """One output sequence."""
 
-    def __init__(self, index: int, codec: TextCodec, params: SamplingParams) -> None:
+    def __init__(
+        self, index: int, codec: TextCodec, params: SamplingParams, unshown_ids: frozenset[int]
+    ) -> None:
         self.index = index
         self.token_ids: list[int] = []
         self.finished = False
         self.finish_reason = 0
         """Of quire.v1.FinishReason; 0 while it lives."""
         self._params = params
+        self._unshown_ids = unshown_ids
         self._detokenizer = codec.detokenizer(skip_special_tokens=params.skip_special_tokens)
         self._stop = StopChecker(params.stop, include_stop=params.include_stop_str_in_output)
 
@@ -36,7 +40,7 @@ class SequenceStream:
         """Takes one token into `delta`; True when it completed a stop string."""
         self.token_ids.append(token_id)
         delta.token_ids.append(token_id)
-        if not self._params.detokenize:
+        if not self._params.detokenize or token_id in self._unshown_ids:
             return False
         piece = self._detokenizer.add(token_id)
         if piece:
@@ -78,18 +82,22 @@ class RequestStream:
         params: SamplingParams,
         priority: int,
         codec: TextCodec,
+        model: str = "",
+        eos_token_ids: Iterable[int] = (),
         traceparent: str = "",
         deadline_ms: int = 0,
     ) -> None:
         self.request_id = request_id
         self.tenant = tenant
+        self.model = model
         self._prompt_token_ids = prompt_token_ids
         self._params = params
         self._priority = priority
         self._codec = codec
         self._traceparent = traceparent
-        self._deadline_ms = deadline_ms
-        self._sequences = [SequenceStream(index, codec, params) for index in range(params.n)]
+        self._deadline = monotonic() + deadline_ms / 1000 if deadline_ms else None
+        unshown_ids = _unshown_ids(params, eos_token_ids)
+        self._sequences = [SequenceStream(index, codec, params, unshown_ids) for index in range(params.n)]
         self._num_live = params.n
         self.num_cached_tokens = 0
         """Tokens of the prompt that the prefix cache had."""
@@ -134,7 +142,7 @@ class RequestStream:
             sampling_params=self._params.to_proto(),
             priority=self._priority,
             traceparent=self._traceparent,
-            deadline_ms=self._deadline_ms,
+            deadline_ms=self._remaining_ms(),
         )
         del admission.sampling_params.stop[:]
         if not self.is_fresh:
@@ -205,6 +213,10 @@ class RequestStream:
             response.usage.cached_tokens = self.num_cached_tokens
         return response
 
+    def _remaining_ms(self) -> int:
+        """What is left of the deadline, at least 1; 0 without one."""
+        return max(1, int((self._deadline - monotonic()) * 1000)) if self._deadline is not None else 0
+
     def _delta(self, index: int) -> generation_pb2.CompletionDelta:
         delta = self._pending.get(index)
         if delta is None:
@@ -223,6 +235,13 @@ class RequestStream:
             token.entries.add(
                 token_id=token_id, logprob=logprob, rank=rank, text=self._codec.token_text(token_id)
             )
+
+
+def _unshown_ids(params: SamplingParams, eos_token_ids: Iterable[int]) -> frozenset[int]:
+    """Tokens that end a sequence. Their text is not part of it, as in vLLM, unless stops are to be included."""
+    if params.include_stop_str_in_output:
+        return frozenset()
+    return frozenset(params.stop_token_ids).union(() if params.ignore_eos else eos_token_ids)
 
 
 LogprobEntries = list[tuple[int, float, int]]

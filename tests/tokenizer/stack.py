@@ -1,0 +1,156 @@
+"""Real service processes for the tests of this folder, and clients that talk to them over gRPC."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic
+
+import grpc
+
+from quire.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    sampling_pb2,
+    scheduler_pb2,
+    scheduler_pb2_grpc,
+)
+
+_POLL_S = 0.01
+_READY_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running process and what it said when it was ready."""
+
+    pid: int
+    facts: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        """Where its gRPC services are."""
+        return self.facts["grpc"]
+
+
+@contextlib.contextmanager
+def service(module: str, *flags: str) -> Iterator[Service]:
+    """A service process that ends with the block; it must exit 0 on SIGTERM."""
+    process = subprocess.Popen([sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("READY "), line
+        yield Service(process.pid, json.loads(line.removeprefix("READY ")))
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def scheduler(*flags: str) -> Iterator[Service]:
+    """A scheduler process on free ports."""
+    with service("quire_scheduler", "--grpc-port", "0", *flags) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def tokenizer(schedulers: str, *flags: str) -> Iterator[Service]:
+    """A tokenizer process on a free port, attached to comma-separated `schedulers`."""
+    with service("quire_tokenizer", "--grpc-port", "0", "--scheduler", schedulers, *flags) as running:
+        yield running
+
+
+@dataclass
+class Output:
+    """What one stream brought."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    last: generation_pb2.GenerateResponse = field(default_factory=generation_pb2.GenerateResponse)
+
+    def take(self, response: generation_pb2.GenerateResponse) -> None:
+        """Adds a message of a request with one sequence."""
+        for delta in response.outputs:
+            self.text += delta.text
+            self.pieces.append(delta.text)
+            self.token_ids += delta.token_ids
+        self.last = response
+
+
+class Client:
+    """The stubs of one tokenizer process."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address)
+        self.stub = generation_pb2_grpc.GenerationServiceStub(self.channel)
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.channel.close()
+
+    async def generate(self, request: generation_pb2.GenerateRequest, **options: float) -> Output:
+        """A request run to its end."""
+        output = Output()
+        async for response in self.stub.Generate(request, **options):
+            output.take(response)
+        return output
+
+    async def until_ready(self, *models: str) -> None:
+        """Waits until all `models` are served, or any if none is named."""
+        deadline = monotonic() + _READY_WITHIN_S
+        while True:
+            answer = await self.stub.ListModels(generation_pb2.ListModelsRequest(), wait_for_ready=True)
+            ready = {card.id for card in answer.models if card.ready}
+            if ready and ready.issuperset(models):
+                return
+            assert monotonic() < deadline, f"served: {ready}, not yet: {models}"
+            await asyncio.sleep(_POLL_S)
+
+
+class Scheduler:
+    """A client of a scheduler process."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address)
+        self.stub = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
+
+    async def __aenter__(self) -> "Scheduler":
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._channel.close()
+
+    async def stats(self) -> scheduler_pb2.GetStatsResponse:
+        """Figures of this moment."""
+        return await self.stub.GetStats(scheduler_pb2.GetStatsRequest())
+
+    async def seconds_until(
+        self, condition: Callable[[scheduler_pb2.GetStatsResponse], bool], limit_s: float = 20.0
+    ) -> float:
+        """How long GetStats took to meet `condition`. Raises `TimeoutError` with the last figures."""
+        began = monotonic()
+        while not condition(stats := await self.stats()):
+            if monotonic() - began > limit_s:
+                raise TimeoutError(str(stats))
+            await asyncio.sleep(_POLL_S)
+        return monotonic() - began
+
+
+def request_of(prompt: str | list[int], **params: object) -> generation_pb2.GenerateRequest:
+    """A request for one prompt; `params` are sampling parameters."""
+    request = generation_pb2.GenerateRequest(sampling_params=sampling_pb2.SamplingParams(**params))
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.token_ids.ids.extend(prompt)
+    return request
