@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -18,35 +19,57 @@ from quire.v1 import (
     scheduler_pb2,
     scheduler_pb2_grpc,
 )
+from tests.doubles.echo_worker import EchoWorker
 
 _POLL_S = 0.01
 _READY_WITHIN_S = 60.0
 
 
-@dataclass(frozen=True)
 class Service:
     """A running process and what it said when it was ready."""
 
-    pid: int
-    facts: dict[str, str]
+    def __init__(self, process: "subprocess.Popen[str]", facts: dict[str, str]) -> None:
+        self.facts = facts
+        self._process = process
+        self._killed = False
 
     @property
     def address(self) -> str:
         """Where its gRPC services are."""
         return self.facts["grpc"]
 
+    def kill(self) -> None:
+        """Ends it as the kernel would, with no chance to say goodbye."""
+        self._killed = True
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        """Stops it where it is: its connections stand, and it answers nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Undoes `pause`."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Ends it with SIGTERM, after which it must exit 0."""
+        if not self._killed:
+            self._process.terminate()
+            assert self._process.wait(60) == 0
+
 
 @contextlib.contextmanager
 def service(module: str, *flags: str) -> Iterator[Service]:
-    """A service process that ends with the block; it must exit 0 on SIGTERM."""
+    """A service process that ends with the block."""
     process = subprocess.Popen([sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
         assert line.startswith("READY "), line
-        yield Service(process.pid, json.loads(line.removeprefix("READY ")))
-        process.terminate()
-        assert process.wait(60) == 0
+        running = Service(process, json.loads(line.removeprefix("READY ")))
+        yield running
+        running.stop()
     finally:
         process.kill()
         process.wait()
@@ -54,9 +77,9 @@ def service(module: str, *flags: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def scheduler(*flags: str) -> Iterator[Service]:
-    """A scheduler process on free ports."""
-    with service("quire_scheduler", "--grpc-port", "0", *flags) as running:
+def scheduler(*flags: str, port: int = 0) -> Iterator[Service]:
+    """A scheduler process, by default on free ports."""
+    with service("quire_scheduler", "--grpc-port", str(port), *flags) as running:
         yield running
 
 
@@ -83,6 +106,18 @@ class Output:
             self.pieces.append(delta.text)
             self.token_ids += delta.token_ids
         self.last = response
+
+
+@contextlib.asynccontextmanager
+async def echoing(*workers: EchoWorker) -> AsyncIterator[None]:
+    """Workers that run beside the test."""
+    tasks = [asyncio.create_task(worker.run()) for worker in workers]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Client:
