@@ -142,13 +142,20 @@ class Client:
 
     async def until_ready(self, *models: str) -> None:
         """Waits until all `models` are served, or any if none is named."""
+        await self._until(lambda ready: bool(ready) and ready.issuperset(models))
+
+    async def until_not_ready(self) -> None:
+        """Waits until no model is served."""
+        await self._until(lambda ready: not ready)
+
+    async def _until(self, condition: Callable[[set[str]], bool]) -> None:
         deadline = monotonic() + _READY_WITHIN_S
         while True:
             answer = await self.stub.ListModels(generation_pb2.ListModelsRequest(), wait_for_ready=True)
             ready = {card.id for card in answer.models if card.ready}
-            if ready and ready.issuperset(models):
+            if condition(ready):
                 return
-            assert monotonic() < deadline, f"served: {ready}, not yet: {models}"
+            assert monotonic() < deadline, f"served: {ready}"
             await asyncio.sleep(_POLL_S)
 
 

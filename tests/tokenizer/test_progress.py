@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
+import grpc
 import pytest
 
 from quire.rpc import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS
@@ -55,7 +56,7 @@ async def test_short_request_behind_a_long_one_finishes_first() -> None:
 
 async def test_each_of_64_streams_gets_a_token_in_every_8_steps_while_long_prompts_arrive() -> None:
     """A budget of 96 tokens leaves 32 beside 64 running streams: each long prompt takes more than ten steps."""
-    num_streams, num_tokens = 64, 150
+    num_streams, num_tokens = 64, 300
     with _processes("--max-num-batched-tokens", "96") as (owner, front):
         worker = EchoWorker(owner.address, max_num_seqs=80, steps_per_s=200)
         async with echoing(worker), Client(front.address) as client, Scheduler(owner.address) as stats:
@@ -79,7 +80,7 @@ async def test_each_of_64_streams_gets_a_token_in_every_8_steps_while_long_promp
         # Tokens of steps s and s + 8 at the latest: so one falls into any 8 consecutive steps.
         assert max(b - a for a, b in pairwise(steps)) <= 8
     num_mixed = sum(max(plan.scheduled_tokens, default=0) > 2 for plan, _size in worker.plan_frames)
-    assert num_mixed > 80, "the long prompts did not compete with the streams"
+    assert num_mixed > 50, "the long prompts did not compete with the streams"
 
 
 def _steps_with_a_token(worker: EchoWorker, num_streams: int) -> dict[int, list[int]]:
@@ -118,6 +119,18 @@ async def test_cancelled_streams_free_their_blocks_at_once_and_the_others_go_on(
                 lambda now: now.num_used_blocks == 0 and now.num_requests == 0 and now.num_running == 0
             )
             print(f"their blocks were free after {1000 * took_s:.0f} ms")
+            assert took_s < _ABORT_LIMIT_S
+
+
+async def test_deadline_of_the_client_ends_its_request_everywhere() -> None:
+    with _processes() as (owner, front):
+        worker = EchoWorker(owner.address, steps_per_s=20)
+        async with echoing(worker), Client(front.address) as client, Scheduler(owner.address) as stats:
+            await client.until_ready()
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await client.generate(request_of([1, 2], max_tokens=500), timeout=0.5)
+            assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            took_s = await stats.seconds_until(lambda now: now.num_requests == now.num_used_blocks == 0)
             assert took_s < _ABORT_LIMIT_S
 
 

@@ -158,6 +158,23 @@ async def test_streams_of_a_killed_scheduler_go_on_at_another() -> None:
             await running
 
 
+async def test_streams_that_wait_for_a_lost_scheduler_go_on_at_the_next_that_can_serve() -> None:
+    with scheduler() as a, scheduler() as b, tokenizer(f"{a.address},{b.address}", *_ECHO) as front:
+        async with (
+            echoing(EchoWorker(a.address, steps_per_s=100)),
+            Client(front.address) as client,
+            Scheduler(a.address) as first,
+        ):
+            await client.until_ready()
+            running = asyncio.create_task(_tokens_are_true(client, 100))
+            await first.seconds_until(lambda now: now.num_generated_tokens > 40)
+            a.kill()
+            await client.until_not_ready()
+            assert not running.done()
+            async with echoing(EchoWorker(b.address)):
+                await running
+
+
 @pytest.mark.slow
 async def test_streams_of_a_silent_scheduler_go_on_at_another_within_thirty_seconds() -> None:
     """A stopped process: the connection stands, and nobody answers."""
