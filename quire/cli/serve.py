@@ -16,6 +16,7 @@ from quire.cli.child import Child
 from quire.cli.generate import stream_to_terminal
 from quire.config import SchedulerConfig, TokenizerConfig, WorkerConfig
 from quire.config.flag import add_flags
+from quire.config.not_built import add_refused_flags, refuse
 from quire.errors import ConfigError
 from quire.rpc.channel import open_channel
 from quire.rpc.port import check_port_is_free
@@ -24,17 +25,6 @@ from quire.telemetry.logs import configure_logging
 from quire.v1 import generation_pb2, generation_pb2_grpc
 
 logger = logging.getLogger(__name__)
-
-NOT_BUILT = {
-    "tensor_parallel_size": "tensor parallelism",
-    "pipeline_parallel_size": "pipeline parallelism",
-    "quantization": "quantization",
-    "speculative_model": "speculative decoding",
-    "speculative_config": "speculative decoding",
-    "enable_lora": "LoRA adapters",
-    "swap_space": "swapping KV blocks to host memory",
-}
-"""Flags that users of vLLM know and that this version refuses by name."""
 
 _WIRING = frozenset({"scheduler", "reuse_port", "data_port", "advertise_host", "group_name"})
 _READY_POLL_S = 0.05
@@ -139,10 +129,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="Tokenizer processes that share the port (default: 1).",
     )
     parser.add_argument("--sample", action="store_true", help="Stream one sample generation once ready.")
-    for name in NOT_BUILT:
-        parser.add_argument(_flag(name), nargs="?", const="", help=argparse.SUPPRESS)
+    add_refused_flags(parser)
     options = parser.parse_args(list(argv))
-    _refuse_what_is_not_built(options)
+    refuse(options)
     if options.model_tag is not None:
         options.model = options.model_tag
     if options.tokenizer_replicas < 1:
@@ -160,14 +149,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             }
         )
     return options
-
-
-def _refuse_what_is_not_built(options: argparse.Namespace) -> None:
-    for name, feature in NOT_BUILT.items():
-        value = getattr(options, name)
-        if value is not None and not (name.endswith("parallel_size") and value == "1"):
-            shown = f"{_flag(name)}={value}" if value else _flag(name)
-            raise ConfigError(f"{shown}: {feature} is not built yet", field=name)
 
 
 def _flags(options: argparse.Namespace, config_type: type[Any]) -> list[str]:

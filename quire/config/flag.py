@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any, NoReturn, TypeVar
 
+from quire.config.not_built import add_refused_flags, refuse
 from quire.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -25,7 +26,10 @@ def parse(config_type: type[Config], argv: Sequence[str], program: str) -> Confi
     """The configuration that `argv` asks for. Raises `ConfigError`."""
     parser = _Parser(prog=program, description=config_type.__doc__, allow_abbrev=False)
     add_flags(parser, config_type)
-    return config_type(**vars(parser.parse_args(list(argv))))
+    add_refused_flags(parser)
+    options = parser.parse_args(list(argv))
+    refuse(options)
+    return config_type(**vars(options))
 
 
 def add_flags(

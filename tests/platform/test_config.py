@@ -17,6 +17,9 @@ def test_flags_have_vllms_names() -> None:
     assert config.served_model_name == ("a", "b")
     assert (config.max_model_len, config.num_gpu_blocks_override, config.seed) == (64, 9, 3)
     assert config.step_token_limit == 8
+    assert (
+        parse(WorkerConfig, ["--tensor-parallel-size", "1", "--swap-space", "0"], "worker") == WorkerConfig()
+    )
     assert parse(SchedulerConfig, ["--no-enable-prefix-caching"], "s").enable_prefix_caching is False
     assert parse(TokenizerConfig, ["--scheduler", "a:1,dns:///b:2"], "t").scheduler == ("a:1", "dns:///b:2")
 
@@ -32,6 +35,12 @@ def test_flags_have_vllms_names() -> None:
         (SchedulerConfig, "--pipeline-depth 0", "--pipeline-depth=0: must be at least 1"),
         (SchedulerConfig, "--max-num-prefill-tokens-while-decoding 0", "-decoding=0: must be at least 1"),
         (SchedulerConfig, "--liveness-timeout-ms 10", "--liveness-timeout-ms=10: must be longer"),
+        (WorkerConfig, "--tensor-parallel-size 2", "--tensor-parallel-size=2: not built yet: tensor parallelism"),
+        (WorkerConfig, "--quantization awq", "--quantization=awq: not built yet: quantization"),
+        (WorkerConfig, "--enable-lora", "--enable-lora: not built yet: LoRA adapters"),
+        (SchedulerConfig, "--speculative-model x", "--speculative-model=x: not built yet: speculative decoding"),
+        (SchedulerConfig, "--swap-space 4", "--swap-space=4: not built yet: swapping KV blocks to host memory"),
+        (TokenizerConfig, "--enable-lora", "--enable-lora: not built yet: LoRA adapters"),
         (TokenizerConfig, "--max-message-bytes 0", "--max-message-bytes=0: must be at least 1"),
     ],
 )  # fmt: skip
