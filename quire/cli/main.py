@@ -9,6 +9,7 @@ _USAGE = """usage: quire COMMAND [flags]
 
   serve      start the stack on this machine: scheduler, worker and tokenizer processes
   generate   stream a generation from a running server
+  health     ask a process whether it serves
 
 `quire COMMAND --help` explains a command's flags."""
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 from quire.cli.serve import run
             case "generate":
                 from quire.cli.generate import run
+            case "health":
+                from quire.cli.health import run
             case _:
                 sys.exit(f"quire: {command!r} is no command\n\n{_USAGE}")
         sys.exit(run(arguments[1:]))

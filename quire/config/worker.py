@@ -36,7 +36,9 @@ class WorkerConfig:
     kv_cache_memory_bytes: int | None = setting(
         None, "Memory for the KV cache in bytes, instead of sizing by memory."
     )
-    enforce_eager: bool = setting(False, "Launch every kernel by itself instead of capturing steps as CUDA graphs.")
+    enforce_eager: bool = setting(
+        False, "Launch every kernel by itself instead of capturing steps as CUDA graphs."
+    )
     seed: int = setting(0, "Seed of --load-format dummy.")
     num_threads: int | None = setting(None, "Threads of CPU kernels; default: all cores.")
 
