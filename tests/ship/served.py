@@ -1,15 +1,15 @@
 """A whole stack as `quire serve` starts it, for the tests of this folder."""
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+QUIRE = [sys.executable, "-m", "quire.cli.main"]
 STOP_WITHIN_S = 60
 
 
@@ -23,15 +23,15 @@ class Served:
 
 @contextlib.contextmanager
 def running_stack(
-    *flags: str, environment: Mapping[str, str] | None = None, **popen: Any
+    *flags: str, command: Sequence[str] = QUIRE, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[Served]:
     """`quire serve` on free ports; it must exit 0 on SIGTERM."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "quire.cli.main", "serve", "--grpc-port", "0", *flags],
+        [*command, "serve", "--grpc-port", "0", *flags],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(environment or {})},
-        **popen,
+        env=env,
+        cwd=cwd,
     )
     assert process.stdout is not None
     try:

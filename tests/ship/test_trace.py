@@ -1,6 +1,7 @@
 """One trace per request across real processes, as a collector receives it; batched steps are linked."""
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class _Traced:
 def traced() -> Iterator[_Traced]:
     with running_collector() as collector:
         environment = {
+            **os.environ,
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "100",
             # No such proxy: whatever obeyed it would reach nobody.
@@ -63,7 +65,7 @@ def traced() -> Iterator[_Traced]:
             "4",
             "--no-enable-prefix-caching",
         )
-        with running_stack(*flags, environment=environment) as served:
+        with running_stack(*flags, env=environment) as served:
             options = [("grpc.enable_http_proxy", 0)]
             with grpc.insecure_channel(served.address, options=options) as channel:
                 yield _Traced(generation_pb2_grpc.GenerationServiceStub(channel), collector)
