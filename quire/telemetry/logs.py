@@ -11,6 +11,8 @@ def configure_logging(service_name: str, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_KeyValueFormatter(service_name))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # It notes every request, of which fetching a model makes dozens.
+    logging.getLogger("httpx").setLevel(max(level, logging.WARNING))
 
 
 class _KeyValueFormatter(logging.Formatter):

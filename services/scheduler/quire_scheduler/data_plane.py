@@ -14,6 +14,7 @@ import zmq
 
 from quire.errors import ConfigError
 from quire.rpc import MAX_MESSAGE_BYTES
+from quire.rpc.port import describe_holder
 from quire.wire.codec import Buffer, FrameError, decode_answer
 from quire.wire.result import StepRefusal, StepResult, WorkerReady
 
@@ -121,7 +122,8 @@ class DataPlane:
             self._socket.bind(f"tcp://{host}:{port or '*'}")
         except zmq.ZMQError as error:
             raise ConfigError(
-                f"--data-port {port}: cannot bind {host}:{port}: {error.strerror}", field="data_port"
+                f"--data-port {port}: cannot listen on {host}:{port}: {describe_holder(port)}",
+                field="data_port",
             ) from error
         return int(self._socket.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 

@@ -24,8 +24,10 @@ def tokenizer_directory(model: str, revision: str | None, download_dir: str | No
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        where = f" at revision {revision}" if revision else ""
         raise ConfigError(
-            f"--model={model}: neither a directory nor a model that the hub gave: {error}", field="model"
+            f"--model={model}{where}: neither a directory nor a model that the hub gave: {error}",
+            field="model",
         ) from error
 
 
