@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.gpu.case import CASES, GROUPS
 from benchmarks.gpu.part import Device, Options, probe, run_parts
-from benchmarks.gpu.result import RESULTS, SHARE_OF_WORKER, Row, commit, merge_rows, table
+from benchmarks.gpu.result import RESULTS, SHARE_OF_PLAIN, SHARE_OF_WORKER, Row, commit, merge_rows, table
 
 
 def main(argv: list[str]) -> int:
@@ -35,11 +35,16 @@ def main(argv: list[str]) -> int:
     tree = arguments.commit or commit()
     rows = [replace(row, commit=tree) for row in rows]
     measured = {row.case for row in rows}
-    rows = [row for row in merge_rows(file, rows) if row.case.removesuffix(SHARE_OF_WORKER) in measured]
+    rows = [row for row in merge_rows(file, rows) if _measured_case(row) in measured]
     print(f"\n{device.name}, commit {tree}, seed {options.seed}, written to {file}\n\n{table(rows)}")
     if failed:
         print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _measured_case(row: Row) -> str:
+    """The case that a row is of, or that a share was computed for."""
+    return row.case.removesuffix(SHARE_OF_WORKER).removesuffix(SHARE_OF_PLAIN)
 
 
 def _device_rows(device: Device) -> list[Row]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from benchmarks.gpu.model import LLAMA_3_1_8B, MISTRAL_7B, QWEN2_5_7B, QWEN3_0_6B, Model
+from benchmarks.gpu.result import SAMPLED
 
 
 class Place(Enum):
@@ -41,7 +42,7 @@ def _peer(model: Model, title: str, measure: str) -> Case:
 
 CASES: dict[str, Case] = {
     "A": _worker(QWEN3_0_6B, "A (Qwen3-0.6B)", "uniform"),
-    "A-sampled": _worker(QWEN3_0_6B, "A (Qwen3-0.6B), top-p, top-k, penalties", "sampled"),
+    "A-sampled": _worker(QWEN3_0_6B, "A (Qwen3-0.6B)" + SAMPLED, "sampled"),
     "B": _worker(QWEN3_0_6B, "B (Qwen3-0.6B)", "chat"),
     "C": _worker(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat"),
     "D": _worker(LLAMA_3_1_8B, "D (Llama-3.1-8B)", "single"),

@@ -26,6 +26,8 @@ class Model:
     max_model_len: int
     max_num_seqs: int = 1024
     max_num_batched_tokens: int = 8192
+    max_num_prefill_tokens_while_decoding: int = 256
+    """So many prompt tokens of a 7B shape take about as long as a decode step."""
 
     @property
     def vocab_size(self) -> int:
@@ -42,6 +44,11 @@ class Model:
             "max_num_seqs": self.max_num_seqs,
             "max_num_batched_tokens": self.max_num_batched_tokens,
         }
+
+    @property
+    def scheduler_flags(self) -> dict[str, Any]:
+        """Flags by the names of SchedulerConfig."""
+        return {"max_num_prefill_tokens_while_decoding": self.max_num_prefill_tokens_while_decoding}
 
     def write(self, directory: Path) -> None:
         """Writes `config.json` and the tokenizer."""
@@ -65,6 +72,7 @@ def _config(architecture: str, **settings: Any) -> dict[str, Any]:
 QWEN3_0_6B = Model(
     name="Qwen3-0.6B",
     max_model_len=4096,
+    max_num_prefill_tokens_while_decoding=1024,
     config=_config(
         "Qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
         num_attention_heads=16, num_key_value_heads=8, rms_norm_eps=1e-6, max_position_embeddings=40960,
@@ -118,6 +126,7 @@ def tiny(model: Model) -> Model:
         max_model_len=min(model.max_model_len, 2112),
         max_num_seqs=64,
         max_num_batched_tokens=512,
+        max_num_prefill_tokens_while_decoding=64,
     )
 
 

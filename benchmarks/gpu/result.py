@@ -16,6 +16,12 @@ FRONT_DOOR = " through the front door"
 """What the name of a case gains when it is measured through the whole stack."""
 
 SHARE_OF_WORKER = ", share of the worker alone"
+SAMPLED = ", top-p, top-k, penalties"
+"""What the name of a case gains when its requests use every mask and penalty."""
+SHARE_OF_PLAIN = ", share without them"
+
+_SHARES = {FRONT_DOOR: SHARE_OF_WORKER, SAMPLED: SHARE_OF_PLAIN}
+"""For each kind of variant, how the row that compares it with the plain case is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +52,7 @@ def read_rows(file: Path) -> list[Row]:
 def merge_rows(file: Path, new: list[Row]) -> list[Row]:
     """Enters rows into a file, with the shares that follow from them; returns what it holds."""
     rows = {(row.case, row.load): row for row in [*read_rows(file), *new]}
-    for row in _shares_of_worker(list(rows.values())):
+    for row in _shares(list(rows.values())):
         rows[row.case, row.load] = row
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(asdict(row)) for row in rows.values())
@@ -79,20 +85,15 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
-def _shares_of_worker(rows: list[Row]) -> list[Row]:
-    """For every throughput through the front door, its share of the worker alone at the same load and commit."""
-    alone = {(row.case, row.load, row.commit): row.value for row in rows if row.unit == "tok/s"}
+def _shares(rows: list[Row]) -> list[Row]:
+    """For every throughput of a variant, its share of the plain case at the same load and commit."""
+    plain = {(row.case, row.load, row.commit): row.value for row in rows if row.unit == "tok/s"}
     return [
-        Row(
-            case=row.case + SHARE_OF_WORKER,
-            load=row.load,
-            value=100 * row.value / base,
-            unit="%",
-            commit=row.commit,
-        )
+        Row(case=row.case + name, load=row.load, value=100 * row.value / base, unit="%", commit=row.commit)
         for row in rows
-        if row.unit == "tok/s" and row.case.endswith(FRONT_DOOR)
-        if (base := alone.get((row.case.removesuffix(FRONT_DOOR), row.load, row.commit)))
+        for variant, name in _SHARES.items()
+        if row.unit == "tok/s" and row.case.endswith(variant)
+        if (base := plain.get((row.case.removesuffix(variant), row.load, row.commit)))
     ]
 
 

@@ -30,7 +30,9 @@ class Stack:
         self._flags = command_line(model.flags(directory))
         self._text_flags = ["--model", str(directory), "--served-model-name", model.name]
         self._num_tokenizers = num_tokenizers
-        self._scheduler = Child("scheduler", "quire_scheduler", ["--grpc-port", "0"])
+        self._scheduler = Child(
+            "scheduler", "quire_scheduler", ["--grpc-port", "0", *command_line(model.scheduler_flags)]
+        )
         self._children: list[Child] = [self._scheduler]
         self.address = ""
         """Of the front door."""

@@ -38,7 +38,7 @@ class StartCases:
             ]
 
     def _start_s(self, folder: Path) -> float:
-        flags = command_line(self._model.flags(folder / "model"))
+        flags = command_line(self._model.flags(folder / "model") | self._model.scheduler_flags)
         caches = {name: str(folder / name.lower()) for name in _KERNEL_CACHES}
         start = time.perf_counter()
         process = subprocess.Popen(

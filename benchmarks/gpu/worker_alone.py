@@ -49,6 +49,7 @@ class WorkerAlone:
         with tempfile.TemporaryDirectory() as folder:
             model.write(Path(folder))
             self._loaded = load_model(WorkerConfig(**model.flags(Path(folder))))
+        self._limits = model.scheduler_flags
         self.load_s = time.perf_counter() - start
         # As the processes do once they serve: what is alive now stays alive.
         gc.collect()
@@ -129,7 +130,7 @@ class WorkerAlone:
 
     def fresh_engine(self) -> InProcessEngine:
         """A core without requests and with an empty prefix cache."""
-        return InProcessEngine.of(self._loaded)
+        return InProcessEngine.of(self._loaded, **self._limits)
 
 
 def _add(engine: InProcessEngine, ask: Ask) -> int:

@@ -8,7 +8,7 @@ before the result of plan N is waited for.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quire_scheduler.core import (
     CoreLimits,
@@ -50,9 +50,15 @@ class InProcessEngine:
         *,
         pipeline_depth: int = 2,
         caching: bool = True,
+        max_num_prefill_tokens_while_decoding: int | None = None,
     ) -> None:
         self.core = Scheduler(
-            CoreLimits(pipeline_depth=pipeline_depth, enable_prefix_caching=caching, max_num_requests=100_000)
+            CoreLimits(
+                pipeline_depth=pipeline_depth,
+                enable_prefix_caching=caching,
+                max_num_requests=100_000,
+                max_num_prefill_tokens_while_decoding=max_num_prefill_tokens_while_decoding,
+            )
         )
         self.core.add_group(GROUP, 1, capacity)
         self._execute = execute
@@ -65,8 +71,8 @@ class InProcessEngine:
         self.outputs: dict[tuple[int, int], Output] = {}
 
     @classmethod
-    def of(cls, loaded: "LoadedModel", *, pipeline_depth: int = 2, caching: bool = True) -> "InProcessEngine":
-        """A fresh core over a loaded model, whose slots it empties."""
+    def of(cls, loaded: "LoadedModel", **limits: Any) -> "InProcessEngine":
+        """A fresh core over a loaded model, whose slots it empties; `limits` are those of the constructor."""
         loaded.runner.drop_slots()
         capacity = GroupCapacity(
             num_blocks=loaded.capacity.num_blocks,
@@ -76,7 +82,7 @@ class InProcessEngine:
             max_model_len=loaded.spec.max_model_len,
             vocab_size=loaded.spec.vocab_size,
         )
-        return cls(loaded.runner.execute, capacity, pipeline_depth=pipeline_depth, caching=caching)
+        return cls(loaded.runner.execute, capacity, **limits)
 
     def add(self, prompt_token_ids: list[int], sampling: Sampling) -> int:
         """Adds a request; returns its handle."""
