@@ -3,7 +3,8 @@
     python -m benchmarks.gpu.step_profile Qwen3-0.6B 256x600 1x256 1000x300
 
 Each BATCHxCONTEXT decodes through the worker's served code path with two steps in flight. Prints the time per step, the
-host's share of it that is not waiting, and the kernels of one step, longest first.
+host's share of it that is not waiting, and the kernels of one step, longest first. `prefill:16x2048` profiles the computation
+of that many prompts instead.
 """
 
 import cProfile
@@ -83,13 +84,41 @@ def kernel_table(engine: InProcessEngine) -> str:
     return "\n".join([*lines, f"    {total:8.3f} ms in all kernels"])
 
 
+def prefill_table(worker: WorkerAlone, batch: int, context: int, vocab_size: int) -> str:
+    """Device time per kernel while prompts are computed, and the wall time of it all."""
+    for profiled in (False, True):
+        engine = worker.fresh_engine()
+        for number in range(batch):
+            prompt = [(7 * number + 13 * at) % vocab_size for at in range(context)]
+            engine.add(prompt, Sampling(max_tokens=1, seed=number))
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        if not profiled:
+            engine.run()
+            continue
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            engine.run()
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - began
+    events = sorted(profile.key_averages(), key=lambda event: -event.device_time_total)
+    lines = [
+        f"    {event.device_time_total / 1e3:8.3f} ms {event.count:6} x  {event.key[:90]}"
+        for event in events[:_NUM_KERNELS]
+    ]
+    total = sum(event.device_time_total for event in events) / 1e3
+    return "\n".join([*lines, f"    {total:8.3f} ms in all kernels, {1e3 * wall:.1f} ms of wall time"])
+
+
 def main(name: str, cases: list[str]) -> None:
     """Profiles one model."""
     model = MODELS[name]
     worker = WorkerAlone(model)
     print(f"{name}: loaded in {worker.load_s:.1f} s", flush=True)
     for case in cases:
-        batch, context = map(int, case.split("x"))
+        batch, context = map(int, case.removeprefix("prefill:").split("x"))
+        if case.startswith("prefill:"):
+            print(f"{name} {case}:\n{prefill_table(worker, batch, context, model.vocab_size)}", flush=True)
+            continue
         engine = decoding_engine(worker, batch, context, model.vocab_size)
         wall, host = step_ms(engine)
         print(f"{name} {case}: {wall:.3f} ms per step, {host:.3f} ms of it host work\n{kernel_table(engine)}")

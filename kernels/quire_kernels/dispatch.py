@@ -24,7 +24,7 @@ from quire_kernels.sampling import logprobs
 from quire_kernels.sampling import reference as sampling_reference
 from quire_kernels.sampling.params import Penalties, SamplingTensors
 from quire_kernels.slots import reference as slots_reference
-from quire_kernels.slots.state import SlotState, StepRows, StepTensors
+from quire_kernels.slots.state import MaskedStops, SlotState, StepRows, StepTensors
 
 
 @cache
@@ -281,6 +281,8 @@ def sample(
         from quire_kernels.sampling.gumbel import sample_gumbel
 
         return sample_gumbel(logits, params, draws, penalties)
+    if penalties is not None and not penalties.occurrences:
+        penalties = None
     if penalties is not None:
         logits = sampling_reference.penalise(logits, penalties)
     sampler = sampling_cpu if logits.device.type == "cpu" else sampling_reference
@@ -342,7 +344,7 @@ def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tenso
         slots_reference.advance_slots(state, rows, tokens, drawn)
 
 
-def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> Tensor:
+def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> MaskedStops:
     if _runs_triton(rows.slots):
         from quire_kernels.slots.step import mask_early_stops as mask
 

@@ -35,7 +35,8 @@ def float_bits(value: float) -> int:
 def record(slot: int, *, stops_at: int = 0, num_stops: int = 0, seed: int = 5, min_len: int = 0) -> list[int]:
     halves = torch.tensor([seed]).view(torch.int32).tolist()
     floats = [float_bits(value) for value in (0.7, 0.9, 0.05)]
-    fields_ = [slot, 3 + slot, 11, 2, min_len, num_stops, *floats, stops_at, *halves]
+    penalties = [float_bits(value) for value in (1.2, 0.5, -0.25)]
+    fields_ = [slot, 3 + slot, 11, 2, min_len, num_stops, *floats, stops_at, *halves, *penalties]
     return fields_ + [0] * (ADMISSION_WIDTH - len(fields_))
 
 
@@ -163,7 +164,10 @@ def test_early_stops_are_masked_as_in_the_reference(seq_len: int) -> None:
     state.min_len[2] = 8
     seq_lens = torch.full((7,), seq_len, dtype=torch.int32, device=DEVICE)
     logits = torch.randn(7, VOCAB, device=DEVICE)
-    expected = reference.mask_early_stops(state, rows, seq_lens, logits.clone())
-    actual = step.mask_early_stops(state, rows, seq_lens, logits.clone())
+    expected = reference.mask_early_stops(state, rows, seq_lens, logits.clone()).logits
+    masked = step.mask_early_stops(state, rows, seq_lens, logits.clone())
+    actual = masked.logits.clone()
+    masked.restore()
+    assert torch.equal(masked.logits, logits), "what was masked is as it was"
     assert torch.equal(actual, expected)
     assert (actual == float("-inf")).sum() == (2 if seq_len < 8 else 0)

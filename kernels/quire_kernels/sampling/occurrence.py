@@ -28,6 +28,10 @@ class OccurrenceTable:
         self._rows: dict[int, Tensor] = {}
         self._free: list[Tensor] = []
 
+    def __len__(self) -> int:
+        """Slots that have a row."""
+        return len(self._rows)
+
     def row(self, slot: int) -> Tensor | None:
         """The occurrences ``[V]`` int16 of a slot, or None when it has no penalties."""
         return self._rows.get(slot)

@@ -3,26 +3,29 @@
 import torch
 from torch import Tensor
 
-from quire_kernels.slots.state import SCRATCH_BLOCK, SlotState, StepRows, StepTensors
+from quire_kernels.slots.state import SCRATCH_BLOCK, MaskedStops, SlotState, StepRows, StepTensors
 
 # Fields of an admission record.
 _INT_FIELDS = ("num_computed", "top_k", "sequence_index", "min_len", "num_stop_tokens")
 _FLOAT_FIELDS = ("temperature", "top_p", "min_p")
-_FIRST_INT, _FIRST_FLOAT, _FIRST_STOP, _SEED = 1, 6, 9, 10
+_PENALTY_FIELDS = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+_FIRST_INT, _FIRST_FLOAT, _FIRST_STOP, _SEED, _FIRST_PENALTY = 1, 6, 9, 10, 12
 
 
 def admit_slots(state: SlotState, records: Tensor, stop_token_ids: Tensor) -> None:
     """Fill the slots that ``records [A, ADMISSION_WIDTH]`` int32 name, which begin without a block.
 
     A record is: slot, num_computed, top_k, sequence_index, min_len, num_stop_tokens, the bits of temperature, top_p
-    and min_p as float32, where in ``stop_token_ids`` its stop tokens start, and the low and high half of the seed.
+    and min_p as float32, where in ``stop_token_ids`` its stop tokens start, the low and high half of the
+    seed, and the bits of the repetition, frequency and presence penalty.
     """
     if records.shape[0] == 0:
         return
     slots = records[:, 0].long()
     for at, name in enumerate(_INT_FIELDS, _FIRST_INT):
         getattr(state, name)[slots] = records[:, at]
-    for at, name in enumerate(_FLOAT_FIELDS, _FIRST_FLOAT):
+    floats = (*enumerate(_FLOAT_FIELDS, _FIRST_FLOAT), *enumerate(_PENALTY_FIELDS, _FIRST_PENALTY))
+    for at, name in floats:
         getattr(state, name)[slots] = records[:, at].contiguous().view(torch.float32)
     state.seed[slots] = records[:, _SEED : _SEED + 2].contiguous().view(torch.int64).squeeze(1)
     state.has_ended[slots] = 0
@@ -90,15 +93,16 @@ def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tenso
     drawn.copy_(torch.where(draws, tokens, -1))
 
 
-def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> Tensor:
-    """Return logits ``[R, V]`` in which rows shorter than their ``min_len`` cannot draw a stop token."""
+def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> MaskedStops:
+    """Logits ``[R, V]`` in which rows shorter than their ``min_len`` cannot draw a stop token.
+
+    Draw from those, then `restore`: log-probabilities are of the logits as they were.
+    """
     slots = rows.slots.long()
     too_short = (seq_lens < state.min_len[slots]).nonzero().squeeze(1).tolist()
-    if not too_short:
-        return logits
-    logits = logits.clone()  # log-probabilities are of the raw logits
+    masked = logits.clone() if too_short else logits
     for row in too_short:
         slot = slots[row]
         stops = state.stop_token_ids[slot, : int(state.num_stop_tokens[slot])].long()
-        logits[row, stops[stops < logits.shape[1]]] = float("-inf")
-    return logits
+        masked[row, stops[stops < logits.shape[1]]] = float("-inf")
+    return MaskedStops(masked, lambda: None)

@@ -4,6 +4,7 @@ A *slot* is a numbered place that keeps one running sequence from step to step. 
 that nothing which the device knows has to come from the host. Knows no request, no scheduler and no model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,9 @@ class SlotState:
     min_p: Tensor  # [N + 1] float32
     seed: Tensor  # [N + 1] int64
     sequence_index: Tensor  # [N + 1] int32
+    repetition_penalty: Tensor  # [N + 1] float32
+    frequency_penalty: Tensor  # [N + 1] float32
+    presence_penalty: Tensor  # [N + 1] float32
     min_len: Tensor  # [N + 1] int32: stop tokens cannot be drawn at positions below it
     num_stop_tokens: Tensor  # [N + 1] int32
     stop_token_ids: Tensor  # [N + 1, MAX_STOP_TOKENS] int32
@@ -64,6 +68,9 @@ def allocate_slot_state(num_slots: int, max_blocks: int, device: torch.device) -
         min_p=floats(0.0),
         seed=torch.zeros(num_rows, dtype=torch.int64, device=device),
         sequence_index=ints(),
+        repetition_penalty=floats(1.0),
+        frequency_penalty=floats(0.0),
+        presence_penalty=floats(0.0),
         min_len=ints(),
         num_stop_tokens=ints(),
         stop_token_ids=ints(MAX_STOP_TOKENS),
@@ -85,6 +92,14 @@ class StepRows:
     draws: Tensor  # [R] int32: 1 for rows that draw
     token_ids: Tensor  # [T] int32: -1 takes the slot's last token
     token_rows: Tensor  # [T] int32: row of each token, -1 for padding
+
+
+@dataclass(frozen=True)
+class MaskedStops:
+    """Logits in which stop tokens that come too early cannot be drawn, until `restore` is called."""
+
+    logits: Tensor  # [R, vocab]
+    restore: Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,12 @@
 Truth: `slots/reference.py`. Launches depend on the padded sizes alone, so that both belong into a captured graph.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_kernels.slots.state import MAX_STOP_TOKENS, SlotState, StepRows, StepTensors
+from quire_kernels.slots.state import MAX_STOP_TOKENS, MaskedStops, SlotState, StepRows, StepTensors
 
 _TOKENS_PER_PROGRAM = 128
 _TABLE_TILE = 256
@@ -90,24 +91,27 @@ def _advance_slots_kernel(
 
 @triton.jit
 def _mask_early_stops_kernel(
-    slots,
-    seq_lens,
-    min_len,
-    num_stop_tokens,
-    stop_token_ids,
-    logits,
-    vocab_size,
-    row_stride,
-    MAX_STOPS: tl.constexpr,
-):
+    slots, seq_lens, min_len, num_stop_tokens, stop_token_ids, logits, saved, vocab_size, row_stride,
+    RESTORE: tl.constexpr, MAX_STOPS: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0)
     slot = tl.load(slots + row).to(tl.int64)
     if tl.load(seq_lens + row) < tl.load(min_len + slot):
         place = tl.arange(0, MAX_STOPS)
-        inside = place < tl.load(num_stop_tokens + slot)
-        stops = tl.load(stop_token_ids + slot * MAX_STOPS + place, mask=inside, other=0)
+        stops = tl.load(
+            stop_token_ids + slot * MAX_STOPS + place,
+            mask=place < tl.load(num_stop_tokens + slot),
+            other=vocab_size,
+        )
+        inside = stops < vocab_size
         target = logits + row.to(tl.int64) * row_stride + stops
-        tl.store(target, -float("inf"), mask=inside & (stops < vocab_size))
+        kept = saved + row * MAX_STOPS + place
+        if RESTORE:
+            tl.store(target, tl.load(kept, mask=inside), mask=inside)
+        else:
+            tl.store(kept, tl.load(target, mask=inside), mask=inside)
+            tl.debug_barrier()  # a token that is named twice must be read twice before it is masked
+            tl.store(target, -float("inf"), mask=inside)
 
 
 def prepare_step(state: SlotState, rows: StepRows, block_size: int, out: StepTensors) -> None:
@@ -137,11 +141,16 @@ def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tenso
     )  # fmt: skip
 
 
-def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> Tensor:
+def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> MaskedStops:
     """See `reference.mask_early_stops`; writes in place, because a captured step may not look at values."""
-    _mask_early_stops_kernel[(rows.slots.shape[0],)](
-        rows.slots, seq_lens, state.min_len, state.num_stop_tokens, state.stop_token_ids, logits,
-        logits.shape[1], logits.stride(0),
-        MAX_STOPS=MAX_STOP_TOKENS, num_warps=1,
-    )  # fmt: skip
-    return logits
+    saved = torch.empty((logits.shape[0], MAX_STOP_TOKENS), dtype=logits.dtype, device=logits.device)
+
+    def launch(*, restore: bool) -> None:
+        _mask_early_stops_kernel[(rows.slots.shape[0],)](
+            rows.slots, seq_lens, state.min_len, state.num_stop_tokens, state.stop_token_ids, logits, saved,
+            logits.shape[1], logits.stride(0),
+            RESTORE=restore, MAX_STOPS=MAX_STOP_TOKENS, num_warps=1,
+        )  # fmt: skip
+
+    launch(restore=False)
+    return MaskedStops(logits, lambda: launch(restore=True))

@@ -13,7 +13,7 @@ _TABLE_TILE = 1024
 @triton.jit
 def _admit_slots_kernel(
     records, stops, num_computed, top_k, sequence_index, min_len, num_stop_tokens, temperature, top_p, min_p,
-    seed, has_ended, stop_token_ids,
+    seed, repetition_penalty, frequency_penalty, presence_penalty, has_ended, stop_token_ids,
     RECORD: tl.constexpr, MAX_STOPS: tl.constexpr,
 ):  # fmt: skip
     record = records + tl.program_id(0) * RECORD
@@ -29,6 +29,9 @@ def _admit_slots_kernel(
     tl.store(min_p + slot, tl.load(record + 8).to(tl.float32, bitcast=True))
     low = tl.load(record + 10).to(tl.int64) & 0xFFFFFFFF
     tl.store(seed + slot, (tl.load(record + 11).to(tl.int64) << 32) | low)
+    tl.store(repetition_penalty + slot, tl.load(record + 12).to(tl.float32, bitcast=True))
+    tl.store(frequency_penalty + slot, tl.load(record + 13).to(tl.float32, bitcast=True))
+    tl.store(presence_penalty + slot, tl.load(record + 14).to(tl.float32, bitcast=True))
     tl.store(has_ended + slot, 0)
     place = tl.arange(0, MAX_STOPS)
     tokens = tl.load(stops + tl.load(record + 9) + place, mask=place < num_stops, other=0)
@@ -48,7 +51,8 @@ def _grant_blocks_kernel(grants, num_grants, block_tables, table_stride, GRANTS:
 @triton.jit
 def _fork_slots_kernel(
     forks, last_token, num_computed, has_ended, temperature, top_k, top_p, min_p, seed, sequence_index, min_len,
-    num_stop_tokens, stop_token_ids, block_tables, table_stride, max_blocks,
+    repetition_penalty, frequency_penalty, presence_penalty, num_stop_tokens, stop_token_ids,
+    block_tables, table_stride, max_blocks,
     MAX_STOPS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     fork = forks + 3 * tl.program_id(0)
@@ -63,6 +67,9 @@ def _fork_slots_kernel(
     tl.store(min_p + child, tl.load(min_p + parent))
     tl.store(seed + child, tl.load(seed + parent))
     tl.store(min_len + child, tl.load(min_len + parent))
+    tl.store(repetition_penalty + child, tl.load(repetition_penalty + parent))
+    tl.store(frequency_penalty + child, tl.load(frequency_penalty + parent))
+    tl.store(presence_penalty + child, tl.load(presence_penalty + parent))
     tl.store(num_stop_tokens + child, tl.load(num_stop_tokens + parent))
     place = tl.arange(0, MAX_STOPS)
     tl.store(stop_token_ids + child * MAX_STOPS + place, tl.load(stop_token_ids + parent * MAX_STOPS + place))
@@ -80,7 +87,8 @@ def admit_slots(state: SlotState, records: Tensor, stop_token_ids: Tensor) -> No
         return
     _admit_slots_kernel[(records.shape[0],)](
         records, stop_token_ids, state.num_computed, state.top_k, state.sequence_index, state.min_len,
-        state.num_stop_tokens, state.temperature, state.top_p, state.min_p, state.seed, state.has_ended,
+        state.num_stop_tokens, state.temperature, state.top_p, state.min_p, state.seed,
+        state.repetition_penalty, state.frequency_penalty, state.presence_penalty, state.has_ended,
         state.stop_token_ids,
         RECORD=ADMISSION_WIDTH, MAX_STOPS=MAX_STOP_TOKENS, num_warps=1,
     )  # fmt: skip
@@ -100,7 +108,8 @@ def fork_slots(state: SlotState, forks: Tensor) -> None:
     if forks.shape[0]:
         _fork_slots_kernel[(forks.shape[0],)](
             forks, state.last_token, state.num_computed, state.has_ended, state.temperature, state.top_k,
-            state.top_p, state.min_p, state.seed, state.sequence_index, state.min_len, state.num_stop_tokens,
+            state.top_p, state.min_p, state.seed, state.sequence_index, state.min_len, state.repetition_penalty,
+            state.frequency_penalty, state.presence_penalty, state.num_stop_tokens,
             state.stop_token_ids, state.block_tables, state.block_tables.stride(0), state.block_tables.shape[1],
             MAX_STOPS=MAX_STOP_TOKENS, TILE=_TABLE_TILE,
         )  # fmt: skip

@@ -37,6 +37,7 @@ def build_runner(
         max_num_seqs=config.max_num_seqs,
         max_num_tokens=config.step_token_limit,
         max_blocks=max_blocks,
+        vocab_size=cache.model.vocab_size,
         device=device,
     )
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from quire_kernels import (
+    OccurrenceTable,
+    Penalties,
     SlotState,
     StepRows,
     StepTensors,
@@ -45,10 +47,17 @@ class DeviceBatch:
     """Slots and step buffers of one device."""
 
     def __init__(
-        self, *, max_num_seqs: int, max_num_tokens: int, max_blocks: int, device: torch.device
+        self,
+        *,
+        max_num_seqs: int,
+        max_num_tokens: int,
+        max_blocks: int,
+        vocab_size: int,
+        device: torch.device,
     ) -> None:
         self.state: SlotState = allocate_slot_state(max_num_seqs, max_blocks, device)
         self.drawn = torch.empty(max_num_seqs, dtype=torch.int32, device=device)
+        self._occurrences = OccurrenceTable(max_num_seqs + 1, vocab_size, device)
         self._device = device
         self._packed = torch.zeros(
             _packed_size(max_num_tokens, max_num_seqs), dtype=torch.int32, device=device
@@ -57,9 +66,11 @@ class DeviceBatch:
 
     def enter(self, changes: SlotChanges, kv_cache: Tensor) -> None:
         """Follows the changes that a plan makes to slots and blocks."""
+        self._occurrences.release([*changes.releases, *(admission.slot for admission in changes.admissions)])
         if changes.admissions:
             records, stops = _admission_records(changes.admissions)
             admit_slots(self.state, self._to_device(records), self._to_device(stops))
+            self._count_occurrences(changes.admissions)
         if changes.grants:
             block_at = {(slot, index): block for slot, index, block in changes.grants}
             triples = [(slot, index, block) for (slot, index), block in block_at.items()]
@@ -68,6 +79,7 @@ class DeviceBatch:
             copy_blocks(kv_cache, self._to_device(np.array(changes.copies, dtype=np.int64)))
         if changes.forks:
             fork_slots(self.state, self._to_device(np.array(changes.forks, dtype=np.int32)))
+            self._occurrences.fork([(parent, child) for parent, child, _index in changes.forks])
 
     def load_padding(self, shape: StepShape) -> None:
         """Makes the next step one of nothing but padding: it computes, and changes no slot."""
@@ -124,6 +136,25 @@ class DeviceBatch:
             sequence_index=all_of.sequence_index[:num_rows],
         )
 
+    def penalties(self, rows: StepRows) -> Penalties:
+        """What weighs down the draws of a step's rows."""
+        state = self.state
+        return Penalties(
+            slots=rows.slots,
+            repetition=state.repetition_penalty,
+            frequency=state.frequency_penalty,
+            presence=state.presence_penalty,
+            occurrences=self._occurrences,
+        )
+
+    def _count_occurrences(self, admissions: list[SlotAdmission]) -> None:
+        penalised = [admission for admission in admissions if admission.has_penalties]
+        self._occurrences.admit(
+            [admission.slot for admission in penalised],
+            [admission.token_ids for admission in penalised],
+            [admission.prompt_len for admission in penalised],
+        )
+
     def _to_device(self, column: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(column)
         if self._device.type == "cpu":
@@ -175,6 +206,10 @@ def _admission_records(admissions: list[SlotAdmission]) -> tuple[np.ndarray, np.
     records = np.zeros((len(admissions), ADMISSION_WIDTH), dtype=np.int32)
     stops: list[int] = []
     floats = np.array([(a.temperature, a.top_p, a.min_p) for a in admissions], dtype=np.float32)
+    penalties = np.array(
+        [(a.repetition_penalty, a.frequency_penalty, a.presence_penalty) for a in admissions],
+        dtype=np.float32,
+    )
     seeds = np.array([a.seed for a in admissions], dtype=np.int64)
     for record, a in zip(records, admissions, strict=True):
         record[:6] = (
@@ -187,6 +222,7 @@ def _admission_records(admissions: list[SlotAdmission]) -> tuple[np.ndarray, np.
         )
         record[9] = len(stops)
         stops += a.stop_token_ids
+    records[:, 12:15] = penalties.view(np.int32)
     records[:, 6:9] = floats.view(np.int32)
     records[:, 10:12] = seeds.view(np.int32).reshape(-1, 2)
     return records, np.array(stops, dtype=np.int32)

@@ -43,7 +43,8 @@ class DeviceStep:
         logits = self.logits(shape.num_rows)
         self._decoder.forward(self._inputs(shape, rows, tensors), self.kv_cache, logits)
         masked = mask_early_stops(batch.state, rows, tensors.seq_lens, logits)
-        tokens = sample(masked, _sampling(tensors))
+        tokens = sample(masked.logits, _sampling(tensors), rows.draws, batch.penalties(rows))
+        masked.restore()
         advance_slots(batch.state, rows, tokens, batch.drawn[: shape.num_rows])
 
     def logits(self, num_rows: int) -> Tensor:

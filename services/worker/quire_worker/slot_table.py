@@ -24,6 +24,7 @@ class PlanError(Exception):
 class SlotChanges:
     """What the device must enter before a step, in this order."""
 
+    releases: list[int]
     admissions: list[SlotAdmission]
     grants: list[tuple[int, int, int]]
     """(slot, index in its table, block); of several for one place the last one counts."""
@@ -105,7 +106,9 @@ class SlotTable:
             grants.append(self._copy_block(slot, kv_group, index, source, destination))
             copies.append((source, destination))
         forks = [self._fork(*triple) for triple in zip(*[iter(plan.forks)] * 3, strict=True)]
-        return SlotChanges(admissions=plan.admissions, grants=grants, copies=copies, forks=forks)
+        return SlotChanges(
+            releases=plan.releases, admissions=plan.admissions, grants=grants, copies=copies, forks=forks
+        )
 
     def advance(self, plan: StepPlan, changes: SlotChanges) -> StepColumns:
         """Moves the scheduled slots and the forked children on."""

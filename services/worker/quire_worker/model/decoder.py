@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from quire_kernels import (
+    AttentionSchedule,
     linear_add_,
     paged_attention,
     rms_norm_gated_linear,
     rms_norm_linear,
     rotary_embedding_and_cache,
+    schedule_attention,
 )
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -59,10 +61,11 @@ class Decoder:
         `kv_cache` is `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` and is written in place.
         """
         weights, eps = self._weights, self._config.rms_norm_eps
+        schedules = self._schedules(inputs)
         residual = embedding(inputs.token_ids, weights.embedding)
         for index, layer in enumerate(weights.layers):
             window = self._config.sliding_windows[index]
-            attended = self._attention(layer, residual, inputs, kv_cache[index], window)
+            attended = self._attention(layer, residual, inputs, kv_cache[index], window, schedules[window])
             if index + 1 == len(weights.layers) and inputs.logits_rows is not None:
                 # The cache is complete: only rows whose logits are wanted go on.
                 attended = attended.index_select(0, inputs.logits_rows)
@@ -72,8 +75,31 @@ class Decoder:
             residual = linear_add_(residual, gated, layer.down, layer.down_bias)
         rms_norm_linear(residual, weights.norm, eps, weights.lm_head, out=logits)
 
+    def _schedules(self, inputs: StepInputs) -> dict[int | None, AttentionSchedule | None]:
+        """How the layers of each window cut their attention; made once a step."""
+        config = self._config
+        return {
+            window: schedule_attention(
+                inputs.query_start_loc,
+                inputs.seq_lens,
+                num_tokens=len(inputs.token_ids),
+                num_heads=config.num_attention_heads,
+                num_kv_heads=config.num_key_value_heads,
+                head_dim=config.head_dim,
+                sliding_window=window,
+                element_size=self._weights.embedding.element_size(),
+            )
+            for window in set(config.sliding_windows)
+        }
+
     def _attention(
-        self, layer: LayerWeights, residual: Tensor, inputs: StepInputs, kv: Tensor, window: int | None
+        self,
+        layer: LayerWeights,
+        residual: Tensor,
+        inputs: StepInputs,
+        kv: Tensor,
+        window: int | None,
+        schedule: AttentionSchedule | None,
     ) -> Tensor:
         config = self._config
         qkv = rms_norm_linear(residual, layer.input_norm, config.rms_norm_eps, layer.qkv, layer.qkv_bias)
@@ -102,5 +128,6 @@ class Decoder:
             sliding_window=window,
             max_query_len=inputs.max_query_len,
             max_seq_len=inputs.max_seq_len,
+            schedule=schedule,
         )
         return attended.reshape(-1, config.q_size)
