@@ -7,6 +7,7 @@ sequences, from a schedule made once per step (its cost is a column of its own).
 """
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from quire_kernels.attention.paged import paged_attention_mixed, schedule_attention
@@ -94,18 +95,19 @@ def decode_variants(case: Case) -> dict[str, tuple[float, float]]:
         results[name] = (graph_us(run), error)
 
     programs = case[-1].shape[0] * KV_HEADS
-    for num_splits in (1, 2, 4, 8, 16, 32, 64):
+    for num_splits, stages in product((1, 2, 4, 8, 16, 32, 64), (3, 5)):
         if not 128 <= programs * num_splits <= 8192 or max_seq_len // num_splits < 128:
             continue
-        config = DecodeConfig(tile=64, num_splits=num_splits, min_split=128, num_warps=4, num_stages=3)
+        config = DecodeConfig(tile=64, num_splits=num_splits, min_split=128, num_warps=4, num_stages=stages)
         measure(
-            f"by sequence, {num_splits} splits",
+            f"by sequence, {num_splits} splits, s{stages}",
             lambda config=config: paged_attention_mixed(*case, **options, decode=config),
         )
     processors = torch.cuda.get_device_properties(0).multi_processor_count
+    # An odd number of stages above three loads one more tile ahead: half of them go to the table lookup.
     for per_processor, tile, warps, stages in (
-        (1, 64, 4, 3), (1, 128, 4, 3), (1, 128, 8, 3), (1, 64, 4, 6), (2, 64, 4, 3), (2, 64, 4, 2),
-        (2, 32, 4, 4), (2, 64, 2, 3), (3, 64, 4, 2), (4, 32, 2, 3),
+        (1, 64, 4, 7), (2, 64, 4, 3), (2, 64, 4, 5), (3, 64, 4, 3), (3, 64, 4, 5), (2, 128, 8, 3),
+        (1, 128, 8, 5), (3, 32, 4, 5), (4, 32, 4, 5), (4, 64, 4, 2),
     ):  # fmt: skip
         num_streams = per_processor * processors // KV_HEADS
         config = StreamConfig(num_streams=num_streams, tile=tile, num_warps=warps, num_stages=stages)

@@ -47,8 +47,13 @@ _DECODE_TILES = {
 }
 _DECODE_FALLBACK = (64, 4, 2)
 
-# Programs of the stream kernel that one multiprocessor holds at a time; streams are cut so that all run at once.
-_STREAMS_PER_MULTIPROCESSOR = 2
+# Streams are cut so that all of them run at once: programs that a multiprocessor holds (by registers and shared
+# memory, as compiled for capability 9.0), tile, warps and stages. Five stages load two tiles of keys ahead.
+_STREAMS = {
+    # capability major: (programs, tile, num_warps, num_stages)
+    9: (3, 64, 4, 5),
+}
+_STREAMS_FALLBACK = (2, 64, 4, 2)
 _MAX_STREAMS = 256  # per key head
 # From how many (sequence, key head) pairs on a pure decode step runs one program each rather than streams.
 _PROGRAMS_WITHOUT_STREAMS = 1024
@@ -89,8 +94,8 @@ def prefill_config(capability_major: int, head_dim: int, element_size: int) -> P
 
 def stream_config(capability_major: int, num_multiprocessors: int, num_kv_heads: int) -> StreamConfig:
     """Return the settings of the stream kernel on a device of so many multiprocessors."""
-    tile, num_warps, num_stages = _DECODE_TILES.get(capability_major, _DECODE_FALLBACK)
-    num_streams = _STREAMS_PER_MULTIPROCESSOR * num_multiprocessors // num_kv_heads
+    programs, tile, num_warps, num_stages = _STREAMS.get(capability_major, _STREAMS_FALLBACK)
+    num_streams = programs * num_multiprocessors // num_kv_heads
     return StreamConfig(
         num_streams=min(max(1, num_streams), _MAX_STREAMS),
         tile=tile,

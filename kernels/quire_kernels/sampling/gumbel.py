@@ -33,7 +33,7 @@ _CHUNK = 128  # tokens that share a maximum
 _GATHERED = 16  # chunks read again at a time
 _MAX_CHUNKS = 512  # read again per row
 _MAX_CANDIDATES = 2048
-_SEARCH_TILE = 8192  # tokens per step of a search over a whole row
+_SEARCH_TILE = 2048  # tokens per step of a search over a whole row
 # Bits of a float32 that can differ between values of a narrower type: the search looks at no others.
 _SIGNIFICANT_BITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 19}
 

@@ -49,19 +49,14 @@ class OccurrenceTable:
         for slot, tokens, prompt_len in zip(slots, token_ids, prompt_lens, strict=True):
             records.append((self._rows[slot].data_ptr(), slot, start, prompt_len, len(tokens)))
             start += len(tokens)
-        flat = [token for tokens in token_ids for token in tokens]
         if self.addresses.is_cuda:
             from quire_kernels.sampling.occurrence_rows import reset_rows
 
-            reset_rows(
-                self._upload(records, torch.int64),
-                self._upload(flat, torch.int32),
-                self.addresses,
-                self._width,
-            )
+            flat = torch.cat([torch.as_tensor(tokens, dtype=torch.int32) for tokens in token_ids])
+            reset_rows(self._upload(records), self._upload(flat), self.addresses, self._width)
             return
         for (address, slot, *_), tokens, prompt_len in zip(records, token_ids, prompt_lens, strict=True):
-            count_tokens(self._rows[slot], torch.tensor(list(tokens)), prompt_len)
+            count_tokens(self._rows[slot], torch.as_tensor(tokens), prompt_len)
             self.addresses[slot] = address
 
     def fork(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -75,7 +70,7 @@ class OccurrenceTable:
         if self.addresses.is_cuda:
             from quire_kernels.sampling.occurrence_rows import copy_rows
 
-            copy_rows(self._upload(records, torch.int64), self.addresses, self._width)
+            copy_rows(self._upload(records), self.addresses, self._width)
             return
         for (parent, child), (_, address, _) in zip(copied, records, strict=True):
             self._rows[child].copy_(self._rows[parent])
@@ -86,7 +81,7 @@ class OccurrenceTable:
         held = [slot for slot in slots if slot in self._rows]
         if held:
             self._free += [self._rows.pop(slot) for slot in held]
-            self.addresses[self._upload(held, torch.int64)] = 0
+            self.addresses[self._upload(held)] = 0
 
     def clear(self) -> None:
         """Take every row back."""
@@ -106,8 +101,8 @@ class OccurrenceTable:
             self._rows[slot] = self._free.pop()
         return self._rows[slot]
 
-    def _upload(self, values: object, dtype: torch.dtype) -> Tensor:
-        tensor = torch.tensor(values, dtype=dtype)
+    def _upload(self, values: object) -> Tensor:
+        tensor = torch.as_tensor(values)
         if not self.addresses.is_cuda:
             return tensor
         return tensor.pin_memory().to(self.addresses.device, non_blocking=True)
