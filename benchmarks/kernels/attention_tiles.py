@@ -64,7 +64,7 @@ def main() -> None:
         floor = int(case[-1].sum()) * 4 * KV_HEADS * HEAD_DIM / READ_BYTES_PER_S * 1e6
         splits = (8, 16, 32, 64) if batch == 1 else (4, 8, 16) if batch == 16 else (1, 2, 4)
         timings = {}
-        for tile, num_splits, warps, stages in product((64, 128), splits, (2, 4), (2, 3)):
+        for tile, num_splits, warps, stages in product((64, 128), splits, (2, 4), (2, 3, 5)):
             config = DecodeConfig(
                 tile=tile, num_splits=num_splits, min_split=128, num_warps=warps, num_stages=stages
             )
@@ -78,7 +78,7 @@ def main() -> None:
         case = make(batch, query_len, seq_len, 32, spread=False)
         flops = batch * 4 * 32 * HEAD_DIM * query_len * (seq_len - query_len / 2)
         timings = {}
-        for rows, tile, warps, stages in product((64, 128), (64, 128), (4, 8), (2, 3)):
+        for rows, tile, warps, stages in product((64, 128), (64, 128), (4, 8), (2, 3, 5)):
             config = PrefillConfig(rows=rows, tile=tile, num_warps=warps, num_stages=stages)
             try:
                 schedule = schedule_attention(
