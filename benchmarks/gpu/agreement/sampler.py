@@ -1,8 +1,10 @@
-"""Sampled tokens against the reference sampler, given the same logits."""
+"""Sampled tokens against the reference sampler, given the same logits, with every mixture of masks and penalties."""
 
 import torch
 from quire_kernels import SamplingTensors, sample
 from quire_kernels.sampling import reference
+from quire_kernels.sampling.occurrence import OccurrenceTable
+from quire_kernels.sampling.params import Penalties
 from torch import Tensor
 
 from benchmarks.gpu.agreement.outcome import Outcome
@@ -13,7 +15,7 @@ _VOCAB_SIZES = (151_936, 128_256, 32_768, 1_000) if ON_GPU else (32_768, 1_000)
 
 
 def check_sampler() -> list[Outcome]:
-    """Rows of every mixture of masks, over the vocabularies of the field."""
+    """Over the vocabularies of the field; every other row has seen tokens that penalties weigh down."""
     outcomes: list[Outcome] = []
     for vocab_size in _VOCAB_SIZES:
         for spread in (1.0, 6.0):
@@ -32,7 +34,24 @@ def _num_equal(vocab_size: int, spread: float) -> int:
     generator = torch.Generator().manual_seed(vocab_size)
     logits = (spread * torch.randn(_NUM_ROWS, vocab_size, generator=generator)).to(DEVICE)
     params = _params(generator)
-    return int((sample(logits.clone(), params) == reference.sample(logits, params)).sum())
+    seen = [torch.randint(vocab_size, (2_000,), generator=generator).tolist() for _ in range(0, _NUM_ROWS, 2)]
+    drawn = sample(logits.clone(), params, None, _penalties(vocab_size, seen, DEVICE))
+    penalised = reference.penalise(logits.cpu(), _penalties(vocab_size, seen, "cpu")).to(DEVICE)
+    return int((drawn == reference.sample(penalised, params)).sum())
+
+
+def _penalties(vocab_size: int, seen: list[list[int]], device: str) -> Penalties:
+    """Row i draws for slot i; even slots have seen 1,500 prompt tokens and 500 drawn ones."""
+    table = OccurrenceTable(_NUM_ROWS, vocab_size, torch.device(device))
+    table.admit(range(0, _NUM_ROWS, 2), seen, [1_500] * len(seen))
+    rows = torch.arange(_NUM_ROWS, device=device)
+    return Penalties(
+        slots=rows.int(),
+        repetition=torch.tensor([1.0, 1.3, 0.8], device=device)[rows % 3],
+        frequency=torch.tensor([0.7, 0.0, -0.5, 0.1], device=device)[rows % 4],
+        presence=torch.tensor([0.4, -1.1, 0.0, 0.0, 1.5], device=device)[rows % 5],
+        occurrences=table,
+    )
 
 
 def _params(generator: torch.Generator) -> SamplingTensors:
