@@ -31,8 +31,16 @@ def _prompt(seed: int, length: int) -> list[int]:
 
 
 def _crowd() -> list[tuple[list[int], Sampling]]:
-    """The request of interest and 31 neighbours."""
-    neighbours = [(_prompt(seed, 20 + 7 * seed), replace(_SAMPLING, seed=seed)) for seed in range(31)]
+    """The request of interest and 31 neighbours: some greedy, some over the whole vocabulary, some masked."""
+    kinds = [
+        _SAMPLING,
+        replace(_SAMPLING, temperature=0.0),
+        replace(_SAMPLING, temperature=1.3, top_k=0, top_p=1.0, min_p=0.0),
+        replace(_SAMPLING, top_k=3, top_p=1.0, min_p=0.0),
+    ]
+    neighbours = [
+        (_prompt(seed, 20 + 7 * seed), replace(kinds[seed % len(kinds)], seed=seed)) for seed in range(31)
+    ]
     return [*neighbours[:15], (_prompt(99, 150), _SAMPLING), *neighbours[15:]]
 
 
