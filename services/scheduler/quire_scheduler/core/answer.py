@@ -61,17 +61,22 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
     block_size = group.capacity.block_size
     token_ids = result.token_ids
     logprobs = _LogprobReader(result) if result.logprob_lens else None
+    running, finished = (
+        Status.RUNNING,
+        Status.FINISHED,
+    )  # looking up an enum's member costs as much as the rest of a row
     owner = None
-    events: OwnerEvents | None = None
+    events = OwnerEvents()
+    add_handle = add_index = add_first = add_num_tokens = add_token = events.handles.append
     at = 0
     for sequence, num_scheduled, count in zip(step.rows, step.num_tokens, result.num_tokens, strict=True):
         sequence.num_in_flight -= 1
         status = sequence.status
         first, at = at, at + count
-        if status is Status.FINISHED:
+        if status is finished:
             continue
         outputs = sequence.output_token_ids
-        if status is Status.RUNNING:
+        if status is running:
             computed = sequence.num_computed + num_scheduled
             sequence.num_computed = computed
             draws = computed == sequence.num_prompt + len(outputs)
@@ -85,17 +90,20 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
         if not count:
             continue
         request = sequence.request
-        if request.owner != owner or events is None:
+        if request.owner != owner:
             owner = request.owner
             events = ledger.events_of(owner)
+            add_handle, add_index = events.handles.append, events.indexes.append
+            add_first, add_num_tokens = events.first_token_indexes.append, events.num_tokens.append
+            add_token = events.token_ids.append
         token = token_ids[first]
         num_outputs = len(outputs)
         outputs.append(token)
-        events.handles.append(request.handle)
-        events.indexes.append(sequence.index)
-        events.first_token_indexes.append(num_outputs)
-        events.num_tokens.append(1)
-        events.token_ids.append(token)
+        add_handle(request.handle)
+        add_index(sequence.index)
+        add_first(num_outputs)
+        add_num_tokens(1)
+        add_token(token)
         if logprobs is not None:
             logprobs.copy(first, events)
         if request.traced and not request.has_answered:

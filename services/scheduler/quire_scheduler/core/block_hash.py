@@ -24,7 +24,5 @@ def extend_block_hashes(sequence: Sequence, num_blocks: int, block_size: int) ->
 
 
 def _chain(parent: bytes, token_ids: list[int]) -> bytes:
-    digest = blake2b(len(parent).to_bytes(4, "little"), digest_size=_DIGEST_SIZE_BYTES)
-    digest.update(parent)
-    digest.update(array("I", token_ids).tobytes())
-    return digest.digest()
+    content = len(parent).to_bytes(4, "little") + parent + array("I", token_ids).tobytes()
+    return blake2b(content, digest_size=_DIGEST_SIZE_BYTES).digest()
