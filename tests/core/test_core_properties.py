@@ -140,6 +140,15 @@ class CoreMachine(RuleBasedStateMachine):
         code = data.draw(st.sampled_from([0, 0, 4]))
         self.core.abort(self.requests[handle].owner, handle, index, code=code, message="told to")
 
+    @rule(at=st.integers(0, 1), first=st.booleans())
+    def abort_in_prefill(self, at: int, first: bool) -> None:
+        """A sequence of a request whose prompt is not computed yet: the leader, or one to be forked from it."""
+        for sequence in self.core._groups[at % len(self.groups)].prefilling:
+            if sequence.fork_indexes:
+                index = sequence.index if first else sequence.fork_indexes[-1]
+                assert self.core.abort(sequence.request.owner, sequence.request.handle, index)
+                return
+
     @rule(owner=st.sampled_from(OWNERS))
     def abort_owner(self, owner: OwnerId) -> None:
         self.core.abort_owner(owner)

@@ -289,11 +289,17 @@ class Scheduler:
             self._ledger.finish(sequence, FinishReason.ABORT)
 
     def _abort_leader(self, request: Request, leader: Sequence) -> None:
-        """The others still need the prompt that the leader computes: it goes on under the index of the next."""
+        """The others still need the prompt that the leader computes: it goes on under the index of the next.
+
+        A worker knows an admitted leader by its index, so one that runs is admitted again; its blocks are cached.
+        """
         aborted, heir = leader.index, leader.fork_indexes[0]
         _drop_fork(leader, heir)
         request.live_sequences[heir] = leader
         leader.index = heir
+        if leader.group is not None:
+            leader.group.leave(leader, Status.WAITING)
+            self._waiting.push(leader)
         self._ledger.finish_unforked(request, aborted, FinishReason.ABORT)
 
     def _void(self, group: Group, *, from_step_id: int = 0, everything: bool = False) -> None:
