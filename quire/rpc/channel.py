@@ -20,6 +20,8 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     # Internal traffic never goes through a proxy, whatever the environment says.
     ("grpc.enable_http_proxy", 0),
+    # The window does not grow: a sender is to notice soon that its reader lags, and 64 KiB fill any network of ours.
+    ("grpc.http2.bdp_probe", 0),
     # Each channel has its own connection and its own reconnect backoff.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),

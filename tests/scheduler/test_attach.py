@@ -21,8 +21,8 @@ class _Link:
         self._upwards.put_nowait(scheduler_pb2.AttachRequest(hello=hello))
         self.call = stack.stub.Attach(self._requests())
 
-    def submit(self, admission: scheduler_pb2.Admission) -> None:
-        submit = scheduler_pb2.SubmitFrame(admissions=[admission])
+    def submit(self, *admissions: scheduler_pb2.Admission) -> None:
+        submit = scheduler_pb2.SubmitFrame(admissions=admissions)
         self._upwards.put_nowait(scheduler_pb2.AttachRequest(submit=submit))
 
     async def frames_until_end(self) -> list[scheduler_pb2.TokenFrame]:
@@ -68,6 +68,37 @@ async def test_resumed_request_goes_on_where_it_was() -> None:
             at += count
         tokens += frame.token_ids
     assert tokens == all_tokens[25:]
+
+
+async def test_peer_that_reads_late_gets_every_token_in_fewer_frames_than_steps() -> None:
+    prompts = {handle: [handle, 5, 6] for handle in range(1, 65)}
+    async with running_stack() as stack:
+        stack.start(EchoWorker(stack.grpc, num_blocks=64 * 32))
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 1)
+        link = _Link(stack)
+        admissions = [_admission(prompt, 400) for prompt in prompts.values()]
+        for handle, admission in zip(prompts, admissions, strict=True):
+            admission.handle, admission.request_id = handle, str(handle)
+        link.submit(*admissions)
+        await stack.stats_when(lambda stats: stats.num_requests > 0)
+        stats = await stack.stats_when(lambda stats: stats.num_requests == 0, limit_s=60)
+        tokens: dict[int, list[int]] = {handle: [] for handle in prompts}
+        num_frames = num_ended = 0
+        async for message in link.call:
+            frame, at = message.tokens, 0
+            num_frames += message.WhichOneof("frame") == "tokens"
+            for handle, first, count in zip(
+                frame.handles, frame.first_token_indexes, frame.num_tokens, strict=True
+            ):
+                assert first == len(tokens[handle])
+                tokens[handle] += frame.token_ids[at : at + count]
+                at += count
+            num_ended += len(frame.finished_rows)
+            if num_ended == len(prompts):
+                break
+        link.call.cancel()
+    assert tokens == {handle: truth(prompt, 400) for handle, prompt in prompts.items()}
+    assert num_frames < stats.num_steps
 
 
 async def test_refusal_is_a_row_and_the_stream_lives_on() -> None:
