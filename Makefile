@@ -31,10 +31,10 @@ protos:  ## generate quire/v1 from protos/
 	@$(PYTHON) deploy/bootstrap.py check
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
-bench:  ## cost of a scheduler step, streaming rate and CPU serving, as figures
+bench:  ## figures without a GPU: footprint, scheduler step and process, streaming rate, CPU serving; CASES=... picks some
 	@$(PYTHON) deploy/bootstrap.py test
-	@for each in benchmarks/scheduler_step.py benchmarks/scheduler_process.py benchmarks/stream_rate.py benchmarks/cpu_serving.py; do \
-	  test ! -f $$each || $(BIN)/python $$each; done
+	@for each in $(or $(CASES),footprint scheduler_step scheduler_process stream_rate cpu_serving); do \
+	  echo; echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py $(ARGS) || exit; done
 
 bench-gpu:  ## every workload on one GPU beside its floor, in four commands; CASES=... picks some
 	@$(PYTHON) deploy/bootstrap.py test

@@ -7,7 +7,7 @@ Standard library only, because nothing is installed yet. A second call with noth
 
 import hashlib
 import importlib.util
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -22,6 +22,9 @@ EXTRAS = {
     "test": "the three services, transformers and the test tools (about 1.5 GB on disk with a CPU build of torch)",
     "check": "the services, the test tools and the linters (about 2 GB on disk with a CPU build of torch)",
 }
+
+_SHOWN_WORDS = ("Collecting", "Downloading", "Installing")
+_LINE_LEN = 120
 
 
 def missing_parts(
@@ -78,22 +81,29 @@ def main() -> None:
     stamp_file.write_text(stamp_of(extra))
 
 
+def shown(line: str) -> str | None:
+    """What to show of a line of pip's: packages as they are found and fetched, with their sizes; None of the rest."""
+    words = line.split()
+    return " ".join(words)[:_LINE_LEN] if words and words[0] in _SHOWN_WORDS else None
+
+
 def _install(extra: str) -> None:
-    print(f"Setting up {VENV}: {EXTRAS[extra]}. This is done once.", flush=True)
     if not (VENV / "bin" / "python").exists():
+        print(f"Making {VENV}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     # torch goes first and alone: where pip finds a CPU build of the pinned version it is taken, and nothing that is
     # installed later asks for a CUDA build any more.
-    torch_pin = next(
-        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")
-    )
-    if not _has_torch():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    torch_pin = next(line for line in lines if line.startswith("torch=="))
+    needs_torch = not _has_torch()
+    print(f"Setting up {VENV}, once: {EXTRAS[extra]}.", flush=True)
+    if needs_torch:
         print(
-            f"  1/2 {torch_pin} (from PyPI this is a CUDA build; PIP_FIND_LINKS can name a folder with a CPU build)"
+            f"  torch comes as {_torch_build(torch_pin)}; PIP_FIND_LINKS can name a folder with another build"
         )
         _pip("install", torch_pin, "-c", "constraints.txt")
-    print(f"  2/2 quire[{extra}] and what it needs", flush=True)
     _pip("install", "-c", "constraints.txt", "-e", f".[{extra}]")
+    print("Set up.", flush=True)
 
 
 def _has_torch() -> bool:
@@ -101,11 +111,30 @@ def _has_torch() -> bool:
     return probe.returncode == 0
 
 
+def _torch_build(torch_pin: str) -> str:
+    """The file that pip would take, so that a CUDA build of gigabytes comes as no surprise."""
+    dry_run = ("install", "--dry-run", "--no-deps", "--quiet", "--report", "-", torch_pin)
+    report = subprocess.run(_pip_command(*dry_run), cwd=ROOT, capture_output=True, text=True)
+    if report.returncode:
+        return torch_pin
+    return (
+        json.loads(report.stdout)["install"][0]["download_info"]["url"].rpartition("/")[2].replace("%2B", "+")
+    )
+
+
 def _pip(*arguments: str) -> None:
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    command = [str(VENV / "bin" / "python"), "-m", "pip", *arguments, "--quiet", "--progress-bar", "on"]
-    if subprocess.run(command, cwd=ROOT, env=environment).returncode:
+    command = _pip_command(*arguments)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None, "stdout is a pipe"
+        for line in process.stdout:
+            if (progress := shown(line)) is not None:
+                print(f"  {progress}", flush=True)
+    if process.returncode:
         sys.exit(f"bootstrap: pip failed; repeat it by hand to see more: {' '.join(command)}")
+
+
+def _pip_command(*arguments: str) -> list[str]:
+    return [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
 if __name__ == "__main__":

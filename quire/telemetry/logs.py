@@ -5,14 +5,17 @@ import sys
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
+_CHATTY = ("httpx", "httpx2")
+"""HTTP clients of huggingface_hub: they note every request, of which fetching a model makes dozens."""
+
 
 def configure_logging(service_name: str, level: int = logging.INFO) -> None:
     """Sends the process's logs to stderr, one line each, with `service_name` in every line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_KeyValueFormatter(service_name))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # It notes every request, of which fetching a model makes dozens.
-    logging.getLogger("httpx").setLevel(max(level, logging.WARNING))
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
 class _KeyValueFormatter(logging.Formatter):

@@ -30,5 +30,15 @@ def test_each_missing_part_is_named() -> None:
     assert "C compiler" in _missing(programs=(), has_gpu=True)
 
 
+def test_progress_names_what_is_fetched_and_leaves_out_the_rest() -> None:
+    assert bootstrap.shown("  Downloading torch-2.13.0-cp312-none.whl (820.1 MB)\n") == (
+        "Downloading torch-2.13.0-cp312-none.whl (820.1 MB)"
+    )
+    assert bootstrap.shown("Collecting grpcio>=1.85.1 (from quire==0.1.0)\n").startswith("Collecting grpcio")
+    assert bootstrap.shown("Requirement already satisfied: wheel in /x\n") is None
+    assert bootstrap.shown("\n") is None
+    assert len(bootstrap.shown("Installing collected packages: " + "many, " * 100)) == 120
+
+
 def test_the_stamp_changes_with_what_is_installed() -> None:
     assert bootstrap.stamp_of("all") == bootstrap.stamp_of("all") != bootstrap.stamp_of("test")

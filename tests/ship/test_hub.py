@@ -140,3 +140,4 @@ def test_what_the_hub_does_not_give_is_refused_at_start(
     assert refused.returncode == 1
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr
+    assert "HTTP Request" not in refused.stderr, "one log line per request of the hub's client is noise"

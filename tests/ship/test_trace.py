@@ -54,9 +54,9 @@ def traced() -> Iterator[_Traced]:
             **os.environ,
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "100",
-            # No such proxy: whatever obeyed it would reach nobody.
-            "http_proxy": "http://127.0.0.1:1",
-            "https_proxy": "http://127.0.0.1:1",
+            # No such proxy: an exporter or an internal channel that obeyed it would reach nobody.
+            **dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1"),
+            "no_proxy": "",
         }
         flags = (
             "--max-num-batched-tokens",
