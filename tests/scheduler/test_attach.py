@@ -143,6 +143,29 @@ async def test_detached_peer_leaves_nothing_behind() -> None:
         assert stats.num_used_blocks == 0
 
 
+async def test_newer_stream_of_a_peer_takes_over_the_requests_of_one_that_only_it_knows_to_be_lost() -> None:
+    prompt, all_tokens = [4, 5, 6], truth([4, 5, 6], 400)
+    async with running_stack() as stack:
+        stack.start(EchoWorker(stack.grpc, steps_per_s=100))
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 1)
+        older = _Link(stack)
+        older.submit(_admission(prompt, 400))
+        await stack.stats_when(lambda stats: stats.num_generated_tokens > 5)
+        newer = _Link(stack)
+        admission = _admission(prompt, 400)
+        admission.resumed.add(index=0, token_ids=all_tokens[:395])
+        newer.submit(admission)
+        frames = await asyncio.wait_for(newer.frames_until_end(), 20)
+        assert not any(frame.errors for frame in frames)
+        assert [token for frame in frames for token in frame.token_ids] == all_tokens[395:]
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await asyncio.wait_for(older.frames_until_end(), 20)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        stats = await stack.stats_when(lambda stats: stats.num_requests == 0)
+        assert stats.num_used_blocks == 0
+        newer.call.cancel()
+
+
 async def test_peer_of_another_protocol_version_is_refused() -> None:
     async with running_stack() as stack:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:

@@ -28,6 +28,7 @@ class Peer:
         self._registry = registry
         self._max_num_requests = max_num_requests
         self._deadlines: dict[int, asyncio.TimerHandle] = {}
+        self._closed = False
         self.owner_id = loop.add_owner(self)
 
     def deliver(self, step_id: int, events: OwnerEvents) -> None:
@@ -39,8 +40,10 @@ class Peer:
         self.outbox.put_state(state)
 
     async def read(self, frames: AsyncIterator[scheduler_pb2.AttachRequest]) -> None:
-        """Takes submissions until the peer's side of the stream ends. Raises `InvalidRequest`."""
+        """Takes submissions until the peer's side of the stream ends or it is closed. Raises `InvalidRequest`."""
         async for message in frames:
+            if self._closed:
+                return
             if message.WhichOneof("frame") != "submit":
                 raise InvalidRequest(
                     "only the first frame may be a hello, and none may be empty", field="frame"
@@ -48,7 +51,9 @@ class Peer:
             self._take(message.submit)
 
     def close(self) -> None:
-        """Aborts whatever the peer still has."""
+        """Aborts whatever the peer still has; nothing more is taken from it or sent to it."""
+        self._closed = True
+        self.outbox.close()
         for timer in self._deadlines.values():
             timer.cancel()
         self._loop.remove_owner(self.owner_id)

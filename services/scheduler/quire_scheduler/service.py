@@ -15,6 +15,7 @@ from quire.errors import (
     Overloaded,
     ProtocolMismatch,
     QuireError,
+    Unavailable,
     error_for_code,
 )
 from quire.rpc.status import abort_with
@@ -50,6 +51,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._registry = registry
         self._scheduler_id = scheduler_id
         self._tracing = tracing
+        self._peers: dict[str, Peer] = {}
 
     async def Attach(
         self,
@@ -57,12 +59,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> AsyncIterator[scheduler_pb2.AttachResponse]:
         """Serves one tokenizer process for as long as its stream lives."""
-        hello = await anext(request_iterator, None)
+        first = await anext(request_iterator, None)
         try:
-            _check_hello(hello)
+            hello = _checked_hello(first)
         except QuireError as error:
             await abort_with(context, error)
-        peer = Peer(self._loop, self._registry, self._config.max_num_requests)
+        peer = self._new_peer(hello.peer_id)
         reader = asyncio.create_task(peer.read(request_iterator))
         try:
             yield self._welcome()
@@ -77,6 +79,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         finally:
             reader.cancel()
             peer.close()
+            if self._peers.get(hello.peer_id) is peer:
+                del self._peers[hello.peer_id]
 
     async def Generate(
         self,
@@ -142,6 +146,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             await asyncio.sleep(_DRAIN_POLL_S)
         return 0
 
+    def _new_peer(self, peer_id: str) -> Peer:
+        """The peer of a new stream. An older stream of the same process is one whose loss only the other end has
+        noticed yet: it goes, or its requests would be refused as live ones when they are resumed here.
+        """
+        older = self._peers.get(peer_id)
+        if older is not None:
+            older.close()
+        peer = Peer(self._loop, self._registry, self._config.max_num_requests)
+        self._peers[peer_id] = peer
+        return peer
+
     def _welcome(self) -> scheduler_pb2.AttachResponse:
         return scheduler_pb2.AttachResponse(
             welcome=scheduler_pb2.AttachWelcome(
@@ -178,14 +193,15 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         return admission
 
 
-def _check_hello(hello: scheduler_pb2.AttachRequest | None) -> None:
-    if hello is None or hello.WhichOneof("frame") != "hello":
+def _checked_hello(first: scheduler_pb2.AttachRequest | None) -> scheduler_pb2.AttachHello:
+    if first is None or first.WhichOneof("frame") != "hello":
         raise InvalidRequest("the first frame must be a hello", field="hello")
-    if hello.hello.protocol_version != PROTOCOL_VERSION:
+    if first.hello.protocol_version != PROTOCOL_VERSION:
         raise ProtocolMismatch(
-            f"protocol_version={hello.hello.protocol_version}: this scheduler speaks {PROTOCOL_VERSION}",
+            f"protocol_version={first.hello.protocol_version}: this scheduler speaks {PROTOCOL_VERSION}",
             field="protocol_version",
         )
+    return first.hello
 
 
 async def _frames_until(
@@ -195,4 +211,6 @@ async def _frames_until(
     reader.add_done_callback(lambda _reader: peer.outbox.close())
     while (frame := await peer.outbox.get()) is not None:
         yield frame
+    if not reader.done():
+        raise Unavailable("a newer stream of the same peer_id has taken the place of this one")
     reader.result()

@@ -46,7 +46,10 @@ async def serve(config: TokenizerConfig) -> None:
         if link.can_serve:
             router.gather(link)
 
-    links = [SchedulerLink(address, peer_id, take_state) for address in config.scheduler]
+    links = [
+        SchedulerLink(address, f"{peer_id}-{number}", take_state)
+        for number, address in enumerate(config.scheduler)
+    ]
     router = Router(links)
     tracing = configure_tracing("tokenizer")
     engine = GenerationEngine(shelf, router, config.max_num_requests, tracing)
