@@ -71,6 +71,17 @@ def test_a_signal_in_the_middle_of_streams_ends_every_process_with_status_0(numb
         assert (len(gone), alive) == (3, [])
 
 
+def test_a_launcher_that_is_killed_takes_its_processes_along() -> None:
+    command = [*QUIRE, "serve", "--grpc-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Quire is ready")
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert (len(gone), alive) == (3, [])
+
+
 @pytest.mark.parametrize(
     ("module", "flag"),
     [
