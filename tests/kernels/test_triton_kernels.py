@@ -459,7 +459,7 @@ def test_penalised_draws_equal_reference_and_are_counted(vocab_size: int, dtype:
                 on_host.count(slot, token)
         for slot in (0, 2, 3, 4, 6):
             assert torch.equal(on_device.row(slot).cpu(), on_host.row(slot))
-    on_device.release([4, 0, 1])
+    on_device.release([4, 0, 1, 4])  # a slot may be released and admitted again by one plan
     assert on_device.addresses[[0, 1, 4, 5, 7]].tolist() == [0] * 5
     assert bool((on_device.addresses[[2, 3, 6]] != 0).all())
 

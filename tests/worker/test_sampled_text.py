@@ -13,6 +13,7 @@ from tests.worker.driver import Driver
 from tests.worker.tiny_model import MAX_MODEL_LEN, VOCAB_SIZE, load_tiny, make_tiny_model
 
 _SAMPLING = Sampling(max_tokens=64, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=1234)
+_PENALTIES = {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": -0.4}
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,13 @@ def _prompt(seed: int, length: int) -> list[int]:
 
 
 def _crowd() -> list[tuple[list[int], Sampling]]:
-    """The request of interest and 31 neighbours: some greedy, some over the whole vocabulary, some masked."""
+    """The request of interest and 31 neighbours: some greedy, some over the whole vocabulary, some masked or penalised."""
     kinds = [
         _SAMPLING,
         replace(_SAMPLING, temperature=0.0),
         replace(_SAMPLING, temperature=1.3, top_k=0, top_p=1.0, min_p=0.0),
         replace(_SAMPLING, top_k=3, top_p=1.0, min_p=0.0),
+        replace(_SAMPLING, **_PENALTIES),
     ]
     neighbours = [
         (_prompt(seed, 20 + 7 * seed), replace(kinds[seed % len(kinds)], seed=seed)) for seed in range(31)
@@ -92,10 +94,13 @@ def test_preemption_does_not_change_any_text(directory: Path, loaded: LoadedMode
     assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]
 
 
-def test_samples_of_one_request_differ_and_equal_those_resumed_alone(loaded: LoadedModel) -> None:
-    prompt = _prompt(7, 90)
+@pytest.mark.parametrize("penalties", [{}, _PENALTIES], ids=["plain", "penalised"])
+def test_samples_of_one_request_differ_and_equal_those_resumed_alone(
+    loaded: LoadedModel, penalties: dict[str, float]
+) -> None:
+    prompt, sampling = _prompt(7, 90), replace(_SAMPLING, n=4, **penalties)
     driver = Driver.of(loaded)
-    handle = driver.add(prompt, replace(_SAMPLING, n=4))
+    handle = driver.add(prompt, sampling)
     together = driver.run()
     texts = [together[handle, index].token_ids for index in range(4)]
     assert len({tuple(text) for text in texts}) == 4
@@ -103,15 +108,35 @@ def test_samples_of_one_request_differ_and_equal_those_resumed_alone(loaded: Loa
     assert any(plan.copies for plan in driver.plans), "the shared tail was not copied on write"
     for index, text in enumerate(texts):
         alone = Driver.of(loaded)
-        handle = alone.add(prompt, replace(_SAMPLING, n=4), resumed=((index, []),))
+        handle = alone.add(prompt, sampling, resumed=((index, []),))
         assert alone.run()[handle, index].token_ids == text
 
 
-def test_resumed_text_goes_on_as_it_would_have(loaded: LoadedModel) -> None:
-    whole = _alone(loaded)
+@pytest.mark.parametrize("penalties", [{}, _PENALTIES], ids=["plain", "penalised"])
+def test_resumed_text_goes_on_as_it_would_have(loaded: LoadedModel, penalties: dict[str, float]) -> None:
+    sampling = replace(_SAMPLING, **penalties)
+    whole = Driver.of(loaded).generate([(_prompt(99, 150), sampling)])[0].token_ids
     driver = Driver.of(loaded)
-    handle = driver.add(_prompt(99, 150), _SAMPLING, resumed=((0, whole[:20]),))
+    handle = driver.add(_prompt(99, 150), sampling, resumed=((0, whole[:20]),))
     assert driver.run()[handle, 0].token_ids == whole
+
+
+def test_penalties_keep_greedy_text_from_repeating_itself_and_its_prompt(loaded: LoadedModel) -> None:
+    greedy, prompt = replace(_SAMPLING, temperature=0.0), _prompt(3, 30)
+    samplings = [
+        greedy,
+        replace(greedy, presence_penalty=2.0),
+        replace(greedy, frequency_penalty=2.0),
+        # What was seen falls to zero or far below; the likeliest of the others stays above.
+        replace(greedy, repetition_penalty=1e6),
+    ]
+    plain, present, frequent, repeated = [
+        Driver.of(loaded).generate([(prompt, sampling)])[0].token_ids for sampling in samplings
+    ]
+    assert len(set(plain)) < 60
+    assert len(set(present)) == len(set(frequent)) == len(set(repeated)) == 64
+    assert set(present) & set(prompt), "only the repetition penalty counts the prompt"
+    assert not set(repeated) & set(prompt)
 
 
 @pytest.mark.parametrize("pipeline_depth", [1, 2, 4])

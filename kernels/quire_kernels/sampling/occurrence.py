@@ -78,7 +78,7 @@ class OccurrenceTable:
 
     def release(self, slots: Sequence[int]) -> None:
         """Take the rows of slots back; slots without one are passed over."""
-        held = [slot for slot in slots if slot in self._rows]
+        held = [slot for slot in dict.fromkeys(slots) if slot in self._rows]
         if held:
             self._free += [self._rows.pop(slot) for slot in held]
             self.addresses[self._upload(held)] = 0
