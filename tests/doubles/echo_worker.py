@@ -1,7 +1,7 @@
 """A worker process's outside around a simulated inside: registers over gRPC, answers plans over ZeroMQ, no torch.
 
 Its tokens are those of `expected_tokens`. `fate` decides what happens to each plan received and each answer sent, so
-that tests can lose or double frames on either side. It answers at once, or `steps_per_s` times a second, as a device would
+that tests can lose, double or delay frames on either side. It answers at once, or `steps_per_s` times a second, as a device would
 that takes as long for every step. Knows no scheduler beyond the two protocols.
 """
 
@@ -26,13 +26,15 @@ VOCAB_SIZE = 1000
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 16
 
-Fate = Callable[[str], int]
-"""How many copies of the next "plan" or "answer" arrive: 1 normally, 0 loses it, 2 doubles it."""
+Fate = Callable[[str], Sequence[float]]
+"""After how many seconds each copy of the next "plan" or "answer" arrives: none if it is lost, two if it is doubled.
+
+A copy that is late is overtaken by the frames behind it."""
 
 
-def delivered_once(_side: str) -> int:
+def delivered_once(_side: str) -> Sequence[float]:
     """The fate of frames on a network that loses nothing."""
-    return 1
+    return (0.0,)
 
 
 class EchoWorker:
@@ -133,10 +135,23 @@ class EchoWorker:
             if self._step_period_s:
                 due = max(due + self._step_period_s, monotonic())
                 await asyncio.sleep(due - monotonic())
-            for _ in range(self._fate("plan")):
-                answer = self._execute(frames)
-                for _ in range(self._fate("answer") if answer else 0):
-                    await socket.send_multipart(answer)
+            for delay_s in self._fate("plan"):
+                self._after(delay_s, self._take, socket, frames)
+
+    def _take(self, socket: "zmq.asyncio.Socket", frames: Sequence[Buffer]) -> None:
+        answer = self._execute(frames)
+        for delay_s in self._fate("answer") if answer else ():
+            self._after(delay_s, self._send, socket, answer)
+
+    def _send(self, socket: "zmq.asyncio.Socket", answer: Sequence[Buffer]) -> None:
+        if not socket.closed:
+            socket.send_multipart(answer)
+
+    def _after(self, delay_s: float, call: Callable[..., None], *arguments: object) -> None:
+        if delay_s:
+            asyncio.get_running_loop().call_later(delay_s, call, *arguments)
+        else:
+            call(*arguments)
 
     def _execute(self, frames: Sequence[Buffer]) -> list[Buffer]:
         plan = decode_plan(frames)

@@ -1,6 +1,7 @@
 """The columnar link: welcome, resumed requests, deadlines, refusals as rows, and another protocol version."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 
 import grpc
@@ -40,10 +41,10 @@ class _Link:
             yield await self._upwards.get()
 
 
-def _admission(prompt: list[int], max_tokens: int) -> scheduler_pb2.Admission:
+def _admission(prompt: list[int], max_tokens: int, handle: int = 9) -> scheduler_pb2.Admission:
     return scheduler_pb2.Admission(
-        handle=9,
-        request_id="one",
+        handle=handle,
+        request_id=f"request {handle}",
         prompt_token_ids=prompt,
         sampling_params=sampling_pb2.SamplingParams(n=1, seed=7, max_tokens=max_tokens),
     )
@@ -85,20 +86,47 @@ async def test_peer_that_reads_late_gets_every_token_in_fewer_frames_than_steps(
         tokens: dict[int, list[int]] = {handle: [] for handle in prompts}
         num_frames = num_ended = 0
         async for message in link.call:
-            frame, at = message.tokens, 0
+            frame = message.tokens
             num_frames += message.WhichOneof("frame") == "tokens"
-            for handle, first, count in zip(
-                frame.handles, frame.first_token_indexes, frame.num_tokens, strict=True
-            ):
-                assert first == len(tokens[handle])
-                tokens[handle] += frame.token_ids[at : at + count]
-                at += count
+            _receive(frame, tokens)
             num_ended += len(frame.finished_rows)
             if num_ended == len(prompts):
                 break
         link.call.cancel()
     assert tokens == {handle: truth(prompt, 400) for handle, prompt in prompts.items()}
     assert num_frames < stats.num_steps
+
+
+async def test_frames_delayed_in_both_directions_never_change_a_text() -> None:
+    """The link keeps frames in order, so delay is all that a network can do to it short of ending it."""
+    chance = random.Random(5)
+    texts = {handle: truth([handle, 4, 5], 80) for handle in range(1, 7)}
+    received: dict[int, list[int]] = {handle: [] for handle in texts}
+    num_ended = 0
+    async with running_stack() as stack:
+        stack.start(EchoWorker(stack.grpc, steps_per_s=500))
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 1)
+        link = _Link(stack)
+        unsent = list(texts)
+        async for message in link.call:
+            if unsent:
+                link.submit(_admission([unsent[0], 4, 5], 80, handle=unsent.pop(0)))
+            await asyncio.sleep(chance.choice((0.0, 0.0, 0.05)))
+            assert not message.tokens.errors
+            num_ended += len(message.tokens.finished_rows)
+            _receive(message.tokens, received)
+            if num_ended == len(texts):
+                break
+        link.call.cancel()
+    assert received == texts
+
+
+def _receive(frame: scheduler_pb2.TokenFrame, received: dict[int, list[int]]) -> None:
+    at = 0
+    for handle, first, count in zip(frame.handles, frame.first_token_indexes, frame.num_tokens, strict=True):
+        assert first == len(received[handle]), "a token was repeated or is missing"
+        received[handle] += frame.token_ids[at : at + count]
+        at += count
 
 
 async def test_refusal_is_a_row_and_the_stream_lives_on() -> None:
