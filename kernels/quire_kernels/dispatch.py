@@ -4,7 +4,7 @@ Every function has the contract of the reference of the same name, whose docstri
 synchronises with the device or looks at values. Triton is imported only when a tensor on a GPU asks for it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -191,68 +191,46 @@ def paged_attention(
     return out if v_scale == 1.0 else out.mul_(v_scale)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Project ``x [T, K]`` by ``weight [N, K]``: by oneDNN for packed weights, else by the library."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Project ``x [T, K]`` by ``weight [N, K]``, into ``out [T, N]`` where it is given: by our matrix-vector kernel for
+    one row of 16-bit data, by oneDNN for packed weights, else by the library.
+    """
+    if _is_one_row(x):
+        from quire_kernels.linear.gemv import linear_gemv
+
+        return linear_gemv(x, weight, bias, out=out)
     if weight.is_mkldnn:
-        return linear_cpu.linear_packed(x, weight, bias)
-    return torch.nn.functional.linear(x, weight, bias)
+        product = linear_cpu.linear_packed(x, weight, bias)
+        return product if out is None else out.copy_(product)
+    if out is None:
+        return torch.nn.functional.linear(x, weight, bias)
+    torch.mm(x, weight.t(), out=out)
+    return out if bias is None else out.add_(bias)
 
 
 def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Add the projection of ``x`` to ``residual [T, N]`` in place; see `linear.reference.linear_add`."""
-    folded = _folded_linear(x)
-    if folded is not None:
-        return folded(x, weight, bias, out=residual, add=True)
+    if _is_one_row(x):
+        from quire_kernels.linear.gemv import linear_gemv
+
+        return linear_gemv(x, weight, bias, out=residual, add=True)
     if weight.is_mkldnn:
         return residual.add_(linear_cpu.linear_packed(x, weight, bias))
     residual.addmm_(x, weight.t())  # the library adds as it writes
     return residual if bias is None else residual.add_(bias)
 
 
-def rms_norm_linear(
-    x: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Project the normalised rows of ``x``, into ``out`` where it is given."""
-    folded = _folded_linear(x)
-    if folded is not None:
-        return folded(x, weight, bias, out=out, norm_weight=norm_weight, eps=eps)
-    normed = rms_norm(x, norm_weight, eps)
-    if out is None or weight.is_mkldnn:
-        product = linear(normed, weight, bias)
-        return product if out is None else out.copy_(product)
-    torch.mm(normed, weight.t(), out=out)
-    return out if bias is None else out.add_(bias)
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Project to gate and up and join them; see `linear.reference.gated_linear`."""
+    if _is_one_row(x):
+        from quire_kernels.linear.gemv import linear_gemv
+
+        return linear_gemv(x, weight, bias, gated=True)
+    return silu_and_mul(linear(x, weight, bias))
 
 
-def rms_norm_gated_linear(
-    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Project the normalised rows of ``x`` to gate and up and join them; see `linear.reference`."""
-    folded = _folded_linear(x)
-    if folded is not None:
-        return folded(x, weight, bias, norm_weight=norm_weight, eps=eps, gated=True)
-    return silu_and_mul(linear(rms_norm(x, norm_weight, eps), weight, bias))
-
-
-def _folded_linear(x: Tensor) -> Callable[..., Tensor] | None:
-    """The kernel that folds a layer's surroundings into its projections, for batches small enough to gain by it.
-
-    float16 is left out: a row that is not normalised yet may be out of its range.
-    """
-    if x.dtype != torch.bfloat16 or not _runs_triton(x):
-        return None
-    from quire_kernels.linear.gemv import linear_gemv
-    from quire_kernels.linear.rows import linear_rows
-    from quire_kernels.linear.tuning import MAX_FUSED_ROWS
-
-    if x.shape[0] == 1:
-        return linear_gemv
-    return linear_rows if x.shape[0] <= MAX_FUSED_ROWS else None
+def _is_one_row(x: Tensor) -> bool:
+    return x.shape[0] == 1 and x.element_size() == 2 and _runs_triton(x)
 
 
 def pack_linear_weight(weight: Tensor) -> Tensor:

@@ -5,11 +5,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.overlap import (
+    finish_launching,
+    launch_options,
+    overlaps_launches,
+    wait_for_inputs,
+)
+
 _COLUMNS = 1024
 
 
 @triton.jit
-def _silu_and_mul_tiles_kernel(x, out, x_row_stride, width, COLUMNS: tl.constexpr):
+def _silu_and_mul_tiles_kernel(x, out, x_row_stride, width, COLUMNS: tl.constexpr, OVERLAP: tl.constexpr):
+    finish_launching(OVERLAP)
+    wait_for_inputs(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < width
@@ -32,5 +41,15 @@ def silu_and_mul_tiles(x: Tensor) -> Tensor:
     out = torch.empty((rows.shape[0], width), dtype=x.dtype, device=x.device)
     if out.numel():
         grid = (rows.shape[0], triton.cdiv(width, _COLUMNS))
-        _silu_and_mul_tiles_kernel[grid](rows, out, rows.stride(0), width, COLUMNS=_COLUMNS, num_warps=4)
+        overlap = overlaps_launches(x.device)
+        _silu_and_mul_tiles_kernel[grid](
+            rows,
+            out,
+            rows.stride(0),
+            width,
+            COLUMNS=_COLUMNS,
+            OVERLAP=overlap,
+            num_warps=4,
+            **launch_options(overlap),
+        )
     return out.view(*x.shape[:-1], width)

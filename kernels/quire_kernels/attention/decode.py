@@ -13,6 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels.attention.tuning import DecodeConfig
+from quire_kernels.overlap import (
+    finish_launching,
+    launch_options,
+    overlaps_launches,
+    wait_for_inputs,
+)
 
 _LOG2_E = 1.4426950408889634
 
@@ -58,7 +64,10 @@ def _paged_attention_decode_kernel(
     MIN_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     PADDED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    finish_launching(OVERLAP)
+    wait_for_inputs(OVERLAP)
     sequence = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -137,7 +146,10 @@ def _paged_attention_merge_kernel(
     NUM_SPLITS: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
     PADDED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    finish_launching(OVERLAP)
+    wait_for_inputs(OVERLAP)
     sequence = tl.program_id(0)
     head = tl.program_id(1)
     live = tl.num_programs(0)
@@ -195,6 +207,7 @@ def paged_attention_decode(
         shape = (num_sequences, num_heads, num_splits)
         partial_out = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
         partial_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    overlap = overlaps_launches(q.device)
     cut = {
         "SLIDING_WINDOW": sliding_window or 0,
         "NUM_HEADS": num_heads,
@@ -204,6 +217,8 @@ def paged_attention_decode(
         "NUM_SPLITS": num_splits,
         "MIN_SPLIT": config.min_split,
         "PADDED": num_seqs is not None,
+        "OVERLAP": overlap,
+        **launch_options(overlap),
     }
     limit = seq_lens if num_seqs is None else num_seqs
     _paged_attention_decode_kernel[(num_sequences, num_kv_heads, num_splits)](

@@ -12,6 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels.attention.schedule import AttentionSchedule
+from quire_kernels.overlap import (
+    finish_launching,
+    launch_options,
+    overlaps_launches,
+    wait_for_inputs,
+)
 
 _LOG2_E = 1.4426950408889634
 _MERGED_PARTS = 64  # parts of one head merged per step
@@ -149,7 +155,10 @@ def _paged_attention_streams_kernel(
     ALL_PARTS: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    finish_launching(OVERLAP)
+    wait_for_inputs(OVERLAP)
     stream = tl.program_id(0)
     kv_head = tl.program_id(1)
     num_tiles = tl.load(tile_starts + num_rows)
@@ -253,6 +262,7 @@ def paged_attention_streams(
     config, (_, num_heads, head_dim), num_kv_heads = schedule.stream, q.shape, k_cache.shape[2]
     group = num_heads // num_kv_heads
     all_parts = triton.next_power_of_2(config.num_streams)
+    overlap = overlaps_launches(q.device)
     _paged_attention_streams_kernel[(config.num_streams, num_kv_heads)](
         q,
         k_cache,
@@ -286,6 +296,8 @@ def paged_attention_streams(
         ALL_PARTS=all_parts,
         PARTS=min(_MERGED_PARTS, all_parts),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        OVERLAP=overlap,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **launch_options(overlap),
     )

@@ -1,9 +1,9 @@
 """Triton matrix-vector product for a batch of one, bound by reading the weight once. Truth: `linear/reference.py`.
 
-One program computes a few output elements, reading their rows of the weight end to end. What a decoder layer does
-around its projections is folded in, because at a batch of one a launch costs as much as half a megabyte of weights:
-RMSNorm of the input (its scale is one number per row, so it multiplies the finished product), the gate of the
-activation, and the addition to the residual.
+One program computes a few output elements, reading their rows of the weight end to end; the first of them are on their
+way before the kernel that makes the input has ended. The gate of the activation and the addition to the residual are
+folded in, because at a batch of one a launch costs as much as half a megabyte of weights. (RMSNorm is not: reading its
+weight in every program was seen to cost more than its launch, which the early reads hide.)
 """
 
 import torch
@@ -11,20 +11,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_kernels.linear.overlap import (
+from quire_kernels.linear.tuning import GemvConfig, gemv_config
+from quire_kernels.overlap import (
     finish_launching,
     launch_options,
     overlaps_launches,
     wait_for_inputs,
 )
-from quire_kernels.linear.tuning import GemvConfig, gemv_config
 
 
 @triton.jit
 def _linear_gemv_kernel(
-    x, weight, bias, norm_weight, out, num_outputs, weight_stride, eps,
+    x, weight, bias, out, num_outputs, weight_stride,
     K: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr,
+    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < num_outputs
@@ -32,7 +32,6 @@ def _linear_gemv_kernel(
     start_of_up = start_of_row + tl.cast(num_outputs, tl.int64) * weight_stride
     total = tl.zeros([ROWS, SPAN], tl.float32)
     total_up = tl.zeros([ROWS, SPAN], tl.float32)
-    squares = tl.zeros([SPAN], tl.float32)
     # The first weights do not depend on the kernel before: they are on their way while it ends.
     column = tl.arange(0, SPAN)
     inside = live[:, None] & (column < K)[None, :]
@@ -43,10 +42,6 @@ def _linear_gemv_kernel(
     wait_for_inputs(OVERLAP)
     for start in tl.static_range(0, K, SPAN):
         column = start + tl.arange(0, SPAN)
-        vector = tl.load(x + column, mask=column < K, other=0.0).to(tl.float32)
-        if NORM:
-            squares += vector * vector
-            vector *= tl.load(norm_weight + column, mask=column < K, other=0.0).to(tl.float32)
         if start > 0:
             inside = live[:, None] & (column < K)[None, :]
             weights = tl.load(
@@ -56,18 +51,15 @@ def _linear_gemv_kernel(
                 ups = tl.load(
                     start_of_up + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first"
                 )
-        total += weights.to(tl.float32) * vector[None, :]
+        vector = tl.load(x + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
+        total += weights.to(tl.float32) * vector
         if GATED:
-            total_up += ups.to(tl.float32) * vector[None, :]
+            total_up += ups.to(tl.float32) * vector
     product = tl.sum(total, axis=1)
-    scale = 1.0
-    if NORM:
-        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-        product *= scale
     if HAS_BIAS:
         product += tl.load(bias + row, mask=live, other=0.0).to(tl.float32)
     if GATED:
-        up = tl.sum(total_up, axis=1) * scale
+        up = tl.sum(total_up, axis=1)
         if HAS_BIAS:
             up += tl.load(bias + num_outputs + row, mask=live, other=0.0).to(tl.float32)
         product = product * tl.sigmoid(product) * up
@@ -82,16 +74,14 @@ def linear_gemv(
     bias: Tensor | None = None,
     *,
     out: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    eps: float = 0.0,
     gated: bool = False,
     add: bool = False,
     config: GemvConfig | None = None,
 ) -> Tensor:
     """Return ``x @ weight.T + bias`` for ``x [1, K]``, in ``out`` where it is given.
 
-    With ``norm_weight [K]`` x is normalised first; ``gated`` takes the first half of the outputs as gate of the second
-    (``silu(gate) * up``); ``add`` adds to what ``out`` holds. Raises ``ValueError`` on more rows or unfit strides.
+    ``gated`` takes the first half of the outputs as gate of the second (``silu(gate) * up``); ``add`` adds to what
+    ``out`` holds. Raises ``ValueError`` on more rows or unfit strides.
     """
     if x.shape[0] != 1 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (1, {weight.shape[1]})")
@@ -100,13 +90,12 @@ def linear_gemv(
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     if out is None:
         out = torch.empty((1, num_outputs), dtype=x.dtype, device=x.device)
-    config = config or gemv_config(x.shape[1], gated=gated)
+    config = config or gemv_config(num_outputs, gated=gated)
     overlap = overlaps_launches(x.device)
     _linear_gemv_kernel[(triton.cdiv(num_outputs, config.rows),)](
-        x, weight, x if bias is None else bias, x if norm_weight is None else norm_weight, out, num_outputs,
-        weight.stride(0), eps,
+        x, weight, x if bias is None else bias, out, num_outputs, weight.stride(0),
         K=x.shape[1], ROWS=config.rows, SPAN=min(config.span, triton.next_power_of_2(x.shape[1])),
-        HAS_BIAS=bias is not None, NORM=norm_weight is not None, GATED=gated, ADD=add, OVERLAP=overlap,
+        HAS_BIAS=bias is not None, GATED=gated, ADD=add, OVERLAP=overlap,
         num_warps=config.num_warps, num_stages=config.num_stages, **launch_options(overlap),
     )  # fmt: skip
     return out

@@ -3,8 +3,6 @@
 from torch import Tensor
 from torch.nn.functional import silu
 
-from quire_kernels.norm.reference import rms_norm
-
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x @ weight.T + bias`` for ``x [T, K]``, ``weight [N, K]`` and ``bias [N]``, rounded once."""
@@ -16,18 +14,9 @@ def linear_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None 
     return (residual.float() + _product(x.float(), weight, bias)).to(residual.dtype)
 
 
-def rms_norm_linear(
-    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Return the projection of the normalised rows of ``x``."""
-    return _product(rms_norm(x.float(), norm_weight.float(), eps), weight, bias).to(x.dtype)
-
-
-def rms_norm_gated_linear(
-    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Return ``silu(gate) * up`` of the normalised rows of ``x``: ``weight [2 I, K]`` is that of gate, then of up."""
-    gate, up = _product(rms_norm(x.float(), norm_weight.float(), eps), weight, bias).chunk(2, dim=1)
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``silu(gate) * up`` of the projections of ``x``: ``weight [2 I, K]`` is that of gate, then of up."""
+    gate, up = _product(x.float(), weight, bias).chunk(2, dim=1)
     return (silu(gate) * up).to(x.dtype)
 
 

@@ -1,4 +1,8 @@
-"""Tuned launch settings of the projections, and the batch sizes at which they beat the library. Data and lookup only."""
+"""Tuned launch settings of the matrix-vector product. Data and its lookup only.
+
+Measured on one H200 by `benchmarks/kernels/linear_tiles.py`. From two rows on the library's products were as fast as
+any of ours, so that there is no table for them.
+"""
 
 from dataclasses import dataclass
 
@@ -7,36 +11,20 @@ from dataclasses import dataclass
 class GemvConfig:
     """How a matrix-vector product is cut: outputs per program and inputs per pass over them."""
 
-    rows: int = 1
-    span: int = 2048
-    num_warps: int = 8
+    rows: int
+    span: int
+    num_warps: int = 4
     num_stages: int = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowsConfig:
-    """How a product of few rows is cut: rows and outputs per program, inputs per pass."""
-
-    rows: int
-    outputs: int
-    span: int
-    num_warps: int
-    num_stages: int
+_USUAL = GemvConfig(rows=4, span=2048)
+_GATED = GemvConfig(rows=4, span=1024)  # twice the weights per output
+_MANY_OUTPUTS = GemvConfig(rows=2, span=4096)
+_MANY = 65536  # the logits of a large vocabulary
 
 
-MAX_FUSED_ROWS = 64
-"""Up to here a product reads weights for longer than it computes, and folding saves launches."""
-
-
-def gemv_config(num_inputs: int, *, gated: bool) -> GemvConfig:
-    """Settings for one row."""
-    return GemvConfig()
-
-
-def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> RowsConfig:
-    """Settings for a few rows; enough programs to fill the chip, and enough bytes in flight in each."""
-    rows = max(16, 1 << (num_rows - 1).bit_length())
-    outputs = 16
-    while outputs < (32 if gated else 64) and num_outputs // (2 * outputs) >= 128:
-        outputs *= 2
-    return RowsConfig(rows=rows, outputs=outputs, span=128, num_warps=4, num_stages=4)
+def gemv_config(num_outputs: int, *, gated: bool) -> GemvConfig:
+    """Settings for a product of so many outputs."""
+    if gated:
+        return _GATED
+    return _MANY_OUTPUTS if num_outputs >= _MANY else _USUAL

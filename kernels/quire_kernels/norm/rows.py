@@ -7,6 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.overlap import (
+    finish_launching,
+    launch_options,
+    overlaps_launches,
+    wait_for_inputs,
+)
+
 _ELEMENTS_PER_PROGRAM = 2048  # short rows (one head) share a program up to this size
 _MAX_COLUMNS = 65536
 
@@ -26,11 +33,15 @@ def _rms_norm_rows_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    finish_launching(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < num_rows) & (column < NUM_COLUMNS)
     row = row.to(tl.int64)
+    scale = tl.load(weight + column, mask=column < NUM_COLUMNS, other=0.0).to(tl.float32)
+    wait_for_inputs(OVERLAP)
     values = tl.load(x + row * x_row_stride + column, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         values += tl.load(residual + row * residual_row_stride + column, mask=inside, other=0.0).to(
@@ -40,7 +51,6 @@ def _rms_norm_rows_kernel(
         tl.store(new_residual + row * NUM_COLUMNS + column, rounded, mask=inside)
         values = rounded.to(tl.float32)
     inverse_rms = tl.rsqrt(tl.sum(values * values, axis=1) / NUM_COLUMNS + eps)
-    scale = tl.load(weight + column, mask=column < NUM_COLUMNS, other=0.0).to(tl.float32)
     normed = values * inverse_rms[:, None] * scale
     tl.store(out + row * NUM_COLUMNS + column, normed.to(out.dtype.element_ty), mask=inside)
 
@@ -81,6 +91,7 @@ def _launch(
     if num_rows == 0:
         return
     columns = triton.next_power_of_2(num_columns)
+    overlap = overlaps_launches(x.device)
     rows = max(1, _ELEMENTS_PER_PROGRAM // columns)
     _rms_norm_rows_kernel[(triton.cdiv(num_rows, rows),)](
         x,
@@ -96,5 +107,7 @@ def _launch(
         ROWS=rows,
         COLUMNS=columns,
         HAS_RESIDUAL=residual is not None,
+        OVERLAP=overlap,
         num_warps=min(16, max(4, columns // 512)),
+        **launch_options(overlap),
     )

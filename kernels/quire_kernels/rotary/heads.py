@@ -9,6 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.overlap import (
+    finish_launching,
+    launch_options,
+    overlaps_launches,
+    wait_for_inputs,
+)
+
 _HEADS_PER_PROGRAM = 8
 
 
@@ -157,7 +164,10 @@ def _rotary_embedding_cache_kernel(
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
     LIMIT: tl.constexpr,  # largest value of an 8-bit cache; 0 for wider ones
+    OVERLAP: tl.constexpr,
 ):
+    finish_launching(OVERLAP)
+    wait_for_inputs(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     cos_sin_row = cos_sin + tl.load(positions + token) * cos_sin_stride
@@ -249,6 +259,7 @@ def rotary_embedding_cache(
         return q_out
     heads = min(_HEADS_PER_PROGRAM, triton.next_power_of_2(num_kv_heads))
     q_tiles, kv_tiles = triton.cdiv(num_heads, heads), triton.cdiv(num_kv_heads, heads)
+    overlap = overlaps_launches(q.device)
     _rotary_embedding_cache_kernel[(num_tokens, q_tiles + kv_tiles)](
         q,
         k,
@@ -283,7 +294,9 @@ def rotary_embedding_cache(
         HAS_Q_NORM=q_norm_weight is not None,
         HAS_K_NORM=k_norm_weight is not None,
         LIMIT=torch.finfo(k_cache.dtype).max if k_cache.element_size() == 1 else 0,
+        OVERLAP=overlap,
         num_warps=2,
+        **launch_options(overlap),
     )
     return q_out
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from quire_kernels import (
     AttentionSchedule,
+    gated_linear,
+    linear,
     linear_add_,
     paged_attention,
-    rms_norm_gated_linear,
-    rms_norm_linear,
+    rms_norm,
     rotary_embedding_and_cache,
     schedule_attention,
 )
@@ -71,9 +72,10 @@ class Decoder:
                 attended = attended.index_select(0, inputs.logits_rows)
                 residual = residual.index_select(0, inputs.logits_rows)
             residual = linear_add_(residual, attended, layer.o, layer.o_bias)
-            gated = rms_norm_gated_linear(residual, layer.post_norm, eps, layer.gate_up, layer.gate_up_bias)
+            normed = rms_norm(residual, layer.post_norm, eps)
+            gated = gated_linear(normed, layer.gate_up, layer.gate_up_bias)
             residual = linear_add_(residual, gated, layer.down, layer.down_bias)
-        rms_norm_linear(residual, weights.norm, eps, weights.lm_head, out=logits)
+        linear(rms_norm(residual, weights.norm, eps), weights.lm_head, out=logits)
 
     def _schedules(self, inputs: StepInputs) -> dict[int | None, AttentionSchedule | None]:
         """How the layers of each window cut their attention; made once a step."""
@@ -102,7 +104,7 @@ class Decoder:
         schedule: AttentionSchedule | None,
     ) -> Tensor:
         config = self._config
-        qkv = rms_norm_linear(residual, layer.input_norm, config.rms_norm_eps, layer.qkv, layer.qkv_bias)
+        qkv = linear(rms_norm(residual, layer.input_norm, config.rms_norm_eps), layer.qkv, layer.qkv_bias)
         q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=1)
         q = rotary_embedding_and_cache(
             q.view(-1, config.num_attention_heads, config.head_dim),
