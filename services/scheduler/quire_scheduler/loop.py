@@ -14,7 +14,7 @@ from time import monotonic, time_ns
 from quire.telemetry.tracing import NO_TRACING, Tracing
 from quire.v1 import scheduler_pb2
 from quire.wire.codec import encode_plan
-from quire.wire.result import StepRefusal, StepResult, WorkerReady
+from quire.wire.result import StepResult, WorkerReady
 from quire_scheduler.core import BrokenAnswer, OwnerId, Request, Scheduler, StaleAnswer
 from quire_scheduler.data_plane import Answer, DataPlane, WorkerUnreachable
 from quire_scheduler.engine_trace import EngineTrace
@@ -190,7 +190,7 @@ class EngineLoop:
             return
         elif isinstance(answer, WorkerReady):
             self._make_live(group)
-        elif isinstance(answer, StepRefusal):
+        else:
             self.reset_group(group, f"it refused step {answer.step_id}: {answer.error}")
 
     def _make_live(self, group: WorkerGroup) -> None:

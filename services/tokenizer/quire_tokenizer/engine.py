@@ -5,7 +5,7 @@ when its client goes. Knows no gRPC service and no HTTP.
 """
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from google.protobuf.json_format import MessageToDict
@@ -46,7 +46,7 @@ class GenerationEngine:
     @asynccontextmanager
     async def open(
         self, request: generation_pb2.GenerateRequest, *, deadline_ms: int = 0, traceparent: str = ""
-    ) -> AsyncIterator[RequestStream]:
+    ) -> AsyncGenerator[RequestStream, None]:
         """Admits a request for as long as the context lasts; leaving it early aborts the request.
 
         Raises a `QuireError` that names the field, the value and the rule.
@@ -58,7 +58,7 @@ class GenerationEngine:
     @asynccontextmanager
     async def _admitted(
         self, request: generation_pb2.GenerateRequest, deadline_ms: int, trace: RequestTrace
-    ) -> AsyncIterator[RequestStream]:
+    ) -> AsyncGenerator[RequestStream, None]:
         _check_names(request)
         request_id = request.request_id or secrets.token_hex(16)
         key = (request.tenant, request_id)

@@ -3,7 +3,7 @@
 Does nothing but pass the client's parent on while tracing is off. Knows no scheduler and no text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -70,7 +70,7 @@ class RequestTrace:
             self._span.end()
 
     @contextmanager
-    def tokenizing(self, model: str) -> Iterator[Span]:
+    def tokenizing(self, model: str) -> Generator[Span, None, None]:
         """The time that a prompt for the served model of that name takes to become tokens."""
         self._model = model
         span = self._tracing.start_span("tokenize", self.traceparent)

@@ -122,7 +122,7 @@ class SchedulerLink:
                 self._take_welcome(response.welcome)
             case "state":
                 self._take_state(response.state)
-            case None:
+            case _:
                 logger.warning("an empty frame from the scheduler", extra={"scheduler": self.address})
 
     async def _frames(self, outgoing: "_Outgoing") -> AsyncIterator[scheduler_pb2.AttachRequest]:

@@ -1,6 +1,7 @@
 """GenerationService: the gRPC face of the front door."""
 
 from collections.abc import AsyncIterator
+from typing import cast
 
 import grpc
 
@@ -21,7 +22,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Streams deltas; when the client goes, the call is cancelled and the request aborted."""
-        remaining_s = context.time_remaining()
+        remaining_s = cast(
+            "float | None", context.time_remaining()
+        )  # the stubs know no call without a deadline
         deadline_ms = max(1, int(remaining_s * 1000)) if remaining_s is not None else 0
         try:
             async with self._engine.open(
