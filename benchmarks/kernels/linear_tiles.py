@@ -1,7 +1,7 @@
 """The matrix-vector products of a decoder layer over candidate launch settings, beside the library: the source of the
 tuned table.
 
-    PYTHONPATH=kernels python benchmarks/kernels/linear_tiles.py [RESULT.json]
+    PYTHONPATH=kernels python benchmarks/kernels/linear_tiles.py [RESULT.json [NAME...]]
 
 Every product runs over enough different weights that none is in the second-level cache when its turn comes. The
 library's time includes the gate or addition that the kernel folds in. Times are microseconds per projection.
@@ -38,7 +38,8 @@ _COMPILERS = 14
 def candidates() -> Iterator[GemvConfig]:
     for rows, span, warps in product((1, 2, 4, 8), (512, 1024, 2048, 4096), (2, 4, 8)):
         if 1024 <= rows * span <= 16384 and rows * span // warps <= 2048:
-            yield GemvConfig(rows=rows, span=span, num_warps=warps)
+            for stages in (2, 4):
+                yield GemvConfig(rows=rows, span=span, num_warps=warps, num_stages=stages)
 
 
 class Case:
@@ -106,9 +107,9 @@ def measure(case: Case) -> list[tuple[float, GemvConfig]]:
     return sorted(times, key=lambda time: time[0])
 
 
-def main(file: str | None) -> None:
+def main(file: str | None, names: list[str]) -> None:
     rows = []
-    for name in SHAPES:
+    for name in names or SHAPES:
         case = Case(name)
         library = case.microseconds(case.library)
         times = measure(case)
@@ -127,4 +128,4 @@ def main(file: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    main(sys.argv[1] if len(sys.argv) > 1 else None, sys.argv[2:])

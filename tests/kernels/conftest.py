@@ -1,10 +1,24 @@
-"""Lets the Triton kernels run on a machine without a GPU: there the interpreter takes the compiler's
-place.
+"""Lets the Triton kernels run on a machine without a GPU: there the interpreter takes the compiler's place.
+
+What only a GPU can do is not collected there, instead of being skipped.
 """
 
 import os
 
+import pytest
 import torch
 
-if not torch.cuda.is_available():
+ON_GPU = torch.cuda.is_available()
+
+if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects tests of a GPU where there is none."""
+    if ON_GPU:
+        return
+    unfit = [item for item in items if item.get_closest_marker("gpu")]
+    if unfit:
+        config.hook.pytest_deselected(items=unfit)
+        items[:] = [item for item in items if item not in unfit]

@@ -308,7 +308,7 @@ def test_attention_of_random_ragged_batches_equals_reference(seed: int) -> None:
     check_attention(case, window, stream=stream, prefill=prefill, padding=pick.randint(0, 50))
 
 
-@pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU")
+@pytest.mark.gpu
 def test_one_captured_graph_serves_every_mixed_batch_of_its_bucket() -> None:
     num_rows, num_tokens, max_blocks = 64, 512, 40
     caches = random(2, 1 + num_rows * max_blocks, BLOCK_SIZE, 2, 64, dtype=torch.bfloat16)

@@ -14,13 +14,11 @@ from quire_kernels.attention.balance import schedule_attention_rows
 from quire_kernels.attention.decode import paged_attention_decode
 from quire_kernels.attention.prefill import paged_attention_prefill
 from quire_kernels.attention.schedule import AttentionSchedule
-from quire_kernels.attention.streams import paged_attention_streams
 from quire_kernels.attention.tuning import (
     DecodeConfig,
     PrefillConfig,
     StreamConfig,
     decode_config,
-    prefers_streams,
     prefill_config,
     stream_config,
 )
@@ -75,8 +73,7 @@ def paged_attention_mixed(
     """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`.
 
     With a ``schedule`` the tables may be padded: rows at or past its ``num_seqs`` may hold anything. Without one, all
-    rows are sequences. Values are what the cache holds times ``v_scale``. ``decode`` asks for the kernel that takes
-    one sequence per program, cut that way. Rows of q that belong to no sequence are left as they were allocated.
+    rows are sequences. Values are what the cache holds times ``v_scale``. Rows of q that belong to no sequence are left as they were allocated.
     Raises ``ValueError`` on shapes, strides or a window that the kernels cannot take.
     """
     _check(q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, sliding_window)
@@ -87,25 +84,18 @@ def paged_attention_mixed(
     if schedule is not None and schedule.sliding_window != sliding_window:
         raise ValueError(f"schedule is for window {schedule.sliding_window}; this layer has {sliding_window}")
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, out)
-    # A schedule of its own would cost one layer more than streams gain it.
-    is_cut = schedule is not None and prefers_streams(num_rows, num_kv_heads)
-    by_sequence = max_query_len == 1 and not is_cut
-    if decode or by_sequence:
-        major, _ = _device_facts(q.device)
-        paged_attention_decode(
-            *tensors,
-            scale=scale,
-            sliding_window=sliding_window,
-            config=decode or decode_config(major, num_rows, num_kv_heads, max_seq_len),
-            num_seqs=schedule.num_seqs if schedule else None,
-            v_scale=v_scale,
-        )
-        if max_query_len == 1:
-            return out
-    schedule = schedule or _schedule_without_padding(q, k_cache, query_start_loc, seq_lens, sliding_window)
-    if not decode:
-        paged_attention_streams(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
+    paged_attention_decode(
+        *tensors,
+        scale=scale,
+        sliding_window=sliding_window,
+        config=decode or decode_config(_device_facts(q.device)[0], num_rows, num_kv_heads, max_seq_len),
+        num_seqs=schedule.num_seqs if schedule else None,
+        v_scale=v_scale,
+    )
     if max_query_len > 1:
+        schedule = schedule or _schedule_without_padding(
+            q, k_cache, query_start_loc, seq_lens, sliding_window
+        )
         paged_attention_prefill(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
     return out
 

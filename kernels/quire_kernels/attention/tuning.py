@@ -37,8 +37,9 @@ class PrefillConfig:
 
 
 # Up to how many programs (sequence, key head) a launch splits sequences, and into how many parts. Measured
-# on one H200: from 2,048 programs on, one part wins even for lengths that differ by a factor of seven.
-_SPLITS_BY_PROGRAMS = ((16, 64), (64, 16), (256, 8), (1024, 4), (1536, 2))
+# on one H200: from 2,048 programs on, one part wins even for lengths that differ by a factor of seven; cutting all
+# sequences into equal streams of tiles (Stream-K) was at best as fast at every shape.
+_SPLITS_BY_PROGRAMS = ((8, 128), (16, 64), (64, 16), (256, 8), (1024, 4), (1536, 2))
 _MIN_SPLIT = 128  # keys
 
 _DECODE_TILES = {
@@ -55,8 +56,6 @@ _STREAMS = {
 }
 _STREAMS_FALLBACK = (2, 64, 4, 2)
 _MAX_STREAMS = 256  # per key head
-# From how many (sequence, key head) pairs on a pure decode step runs one program each rather than streams.
-_PROGRAMS_WITHOUT_STREAMS = 1024
 
 _PREFILL = {
     # (capability major, head_dim up to): config
@@ -102,8 +101,3 @@ def stream_config(capability_major: int, num_multiprocessors: int, num_kv_heads:
         num_warps=num_warps,
         num_stages=num_stages,
     )
-
-
-def prefers_streams(num_rows: int, num_kv_heads: int) -> bool:
-    """Say whether a pure decode step over so many table rows is better cut into streams than by sequence."""
-    return num_rows * num_kv_heads < _PROGRAMS_WITHOUT_STREAMS

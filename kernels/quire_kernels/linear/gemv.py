@@ -30,8 +30,6 @@ def _linear_gemv_kernel(
     live = row < num_outputs
     start_of_row = weight + row.to(tl.int64)[:, None] * weight_stride
     start_of_up = start_of_row + tl.cast(num_outputs, tl.int64) * weight_stride
-    total = tl.zeros([ROWS, SPAN], tl.float32)
-    total_up = tl.zeros([ROWS, SPAN], tl.float32)
     # The first weights do not depend on the kernel before: they are on their way while it ends.
     column = tl.arange(0, SPAN)
     inside = live[:, None] & (column < K)[None, :]
@@ -40,20 +38,22 @@ def _linear_gemv_kernel(
         ups = tl.load(start_of_up + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
     finish_launching(OVERLAP)
     wait_for_inputs(OVERLAP)
-    for start in tl.static_range(0, K, SPAN):
+    vector = tl.load(x + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
+    total = weights.to(tl.float32) * vector
+    if GATED:
+        total_up = ups.to(tl.float32) * vector
+    for start in range(SPAN, K, SPAN):
         column = start + tl.arange(0, SPAN)
-        if start > 0:
-            inside = live[:, None] & (column < K)[None, :]
-            weights = tl.load(
-                start_of_row + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first"
-            )
-            if GATED:
-                ups = tl.load(
-                    start_of_up + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first"
-                )
+        inside = live[:, None] & (column < K)[None, :]
+        weights = tl.load(
+            start_of_row + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first"
+        )
         vector = tl.load(x + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
         total += weights.to(tl.float32) * vector
         if GATED:
+            ups = tl.load(
+                start_of_up + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first"
+            )
             total_up += ups.to(tl.float32) * vector
     product = tl.sum(total, axis=1)
     if HAS_BIAS:
@@ -90,7 +90,7 @@ def linear_gemv(
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     if out is None:
         out = torch.empty((1, num_outputs), dtype=x.dtype, device=x.device)
-    config = config or gemv_config(num_outputs, gated=gated)
+    config = config or gemv_config(num_outputs, x.shape[1], gated=gated)
     overlap = overlaps_launches(x.device)
     _linear_gemv_kernel[(triton.cdiv(num_outputs, config.rows),)](
         x, weight, x if bias is None else bias, out, num_outputs, weight.stride(0),

@@ -17,14 +17,21 @@ class GemvConfig:
     num_stages: int = 2
 
 
-_USUAL = GemvConfig(rows=4, span=2048)
-_GATED = GemvConfig(rows=4, span=1024)  # twice the weights per output
-_MANY_OUTPUTS = GemvConfig(rows=2, span=4096)
-_MANY = 65536  # the logits of a large vocabulary
+_MANY_OUTPUTS = 65536  # the logits of a large vocabulary
 
 
-def gemv_config(num_outputs: int, *, gated: bool) -> GemvConfig:
-    """Settings for a product of so many outputs."""
+def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig:
+    """Settings for a product of so many outputs and inputs; `gated` ones read twice the weights per output."""
     if gated:
-        return _GATED
-    return _MANY_OUTPUTS if num_outputs >= _MANY else _USUAL
+        if num_inputs < 2048:
+            return GemvConfig(rows=2, span=512, num_warps=2)
+        return GemvConfig(rows=1, span=1024, num_warps=8)
+    if num_outputs >= _MANY_OUTPUTS:
+        return GemvConfig(rows=4, span=2048)
+    if num_inputs >= 8192:
+        return GemvConfig(rows=4, span=1024)
+    if num_inputs >= 4096:
+        return GemvConfig(rows=8, span=1024)
+    if num_inputs >= 2048:
+        return GemvConfig(rows=8, span=2048, num_warps=8)
+    return GemvConfig(rows=4, span=512, num_warps=2)
