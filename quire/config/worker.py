@@ -31,6 +31,11 @@ class WorkerConfig:
         None, "Most tokens per step; default: 2048, or --max-num-seqs if more."
     )
     block_size: int = setting(16, "Tokens per KV block.")
+    kv_cache_dtype: str = setting(
+        "auto",
+        "Type of the KV cache; auto: that of the weights. 8 bits hold twice as many tokens.",
+        choices=("auto", "bfloat16", "fp8", "fp8_e4m3"),
+    )
     num_gpu_blocks_override: int | None = setting(None, "Number of KV blocks, instead of sizing by memory.")
     gpu_memory_utilization: float = setting(0.9, "Share of the GPU's memory to use.")
     kv_cache_memory_bytes: int | None = setting(

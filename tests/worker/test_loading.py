@@ -156,3 +156,14 @@ class TestCacheSize:
     def test_context_beyond_memory_names_what_fits(self, shape: CacheShape) -> None:
         with pytest.raises(ConfigError, match=r"--max-model-len=4096 needs 256 KV blocks.*fits is 2032"):
             num_cache_blocks(shape, WorkerConfig(), 4096, _CPU)
+
+
+def test_cache_of_8_bits_holds_more_blocks_and_serves(tmp_path: Path) -> None:
+    directory = make_tiny_model(tmp_path).directory
+    memory = {"kv_cache_memory_bytes": 1 << 20, "max_num_seqs": 64}
+    wide = load_tiny(directory, **memory)
+    narrow = load_tiny(directory, kv_cache_dtype="fp8", **memory)
+    assert narrow.capacity.num_blocks > 2 * wide.capacity.num_blocks
+    sampling = Sampling(max_tokens=8, temperature=0.0)
+    texts = [Driver.of(loaded).generate([([5, 6, 7, 8], sampling)])[0].token_ids for loaded in (wide, narrow)]
+    assert len(texts[0]) == len(texts[1]) == 8

@@ -73,8 +73,8 @@ def paged_attention_mixed(
     """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`.
 
     With a ``schedule`` the tables may be padded: rows at or past its ``num_seqs`` may hold anything. Without one, all
-    rows are sequences. Values are what the cache holds times ``v_scale``. Rows of q that belong to no sequence are left as they were allocated.
-    Raises ``ValueError`` on shapes, strides or a window that the kernels cannot take.
+    rows are sequences. Values are what the cache holds times ``v_scale``. Rows of q that belong to no sequence are left
+    as they were allocated. Raises ``ValueError`` on shapes, strides or a window that the kernels cannot take.
     """
     _check(q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, sliding_window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

@@ -18,6 +18,12 @@ from quire_worker.model.weights import dummy_weights, load_weights
 from quire_worker.runner import Runner
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CACHE_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+}
+_FIRST_CAPABILITY_WITH_FP8 = (8, 9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,9 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         max_position_embeddings=model.max_position_embeddings,
         max_model_len=max_model_len,
     ).to(device)
-    shape = CacheShape(model=model, dtype=dtype, block_size=config.block_size)
+    shape = CacheShape(
+        model=model, dtype=_cache_dtype(config, dtype, device), block_size=config.block_size
+    )
     decoder = Decoder(model, weights, rotary)
     runner, num_blocks = build_runner(decoder, shape, config, max_model_len, device)
     eos = eos_token_ids(read_json(directory / "generation_config.json")) or model.eos_token_ids
@@ -87,6 +95,19 @@ def _dtype(config: WorkerConfig, model: ModelConfig, device: torch.device) -> to
     if device.type == "cpu":
         return torch.float32
     return _DTYPES.get(model.dtype or "bfloat16", torch.bfloat16)
+
+
+def _cache_dtype(config: WorkerConfig, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    cache_dtype = _CACHE_DTYPES.get(config.kv_cache_dtype, dtype)
+    if cache_dtype.itemsize == 1 and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _FIRST_CAPABILITY_WITH_FP8:
+            raise ConfigError(
+                f"--kv-cache-dtype={config.kv_cache_dtype}: this GPU has compute capability {capability[0]}."
+                f"{capability[1]}; 8-bit floats need 8.9",
+                field="kv_cache_dtype",
+            )
+    return cache_dtype
 
 
 def _max_model_len(config: WorkerConfig, model: ModelConfig) -> int:
