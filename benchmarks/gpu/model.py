@@ -26,7 +26,7 @@ class Model:
     max_model_len: int
     max_num_seqs: int = 1024
     max_num_batched_tokens: int = 8192
-    max_num_prefill_tokens_while_decoding: int = 256
+    max_num_prefill_tokens_while_decoding: int = 384
     """So many prompt tokens of a 7B shape take about as long as a decode step."""
 
     @property

@@ -160,7 +160,7 @@ class TestCacheSize:
 
 def test_cache_of_8_bits_holds_more_blocks_and_serves(tmp_path: Path) -> None:
     directory = make_tiny_model(tmp_path).directory
-    memory = {"kv_cache_memory_bytes": 1 << 20, "max_num_seqs": 64}
+    memory = {"num_gpu_blocks_override": None, "kv_cache_memory_bytes": 1 << 20, "max_num_seqs": 64}
     wide = load_tiny(directory, **memory)
     narrow = load_tiny(directory, kv_cache_dtype="fp8", **memory)
     assert narrow.capacity.num_blocks > 2 * wide.capacity.num_blocks

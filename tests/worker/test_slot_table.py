@@ -130,6 +130,15 @@ def test_rows_of_one_step_lie_one_after_another() -> None:
     assert not columns.is_decode
 
 
+def test_decoding_rows_lie_longest_first_and_name_their_row_of_the_plan() -> None:
+    table = _table()
+    plan = _plan(**_admit(slot=3, token_ids=[1] * 7), grants=[3, 0, 6, 3, 0, 7], **_schedule((0, 5), (3, 7)))
+    _step(table, plan)
+    columns = _step(table, _plan(**_schedule((0, 1), (3, 1))))
+    assert columns.slots.tolist() == [3, 0]
+    assert columns.plan_rows.tolist() == [1, 0]
+
+
 def test_child_draws_from_its_parents_logits_with_its_own_index() -> None:
     table = _table()
     plan = _plan(**_schedule((0, 5)), forks=[0, 2, 1, 0, 3, 2])

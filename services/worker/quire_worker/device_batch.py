@@ -40,6 +40,7 @@ _NOTHING = StepColumns(
     token_ids=_NO_INTS,
     token_rows=_NO_INTS,
     num_logprobs=_NO_INTS,
+    plan_rows=_NO_INTS,
 )
 
 
@@ -102,7 +103,10 @@ class DeviceBatch:
         for view, part, padding in zip(views, parts, paddings, strict=True):
             view[: len(part)] = part
             view[len(part) :] = padding
-        self._packed[: len(packed)].copy_(self._to_device(packed), non_blocking=True)
+        source = torch.from_numpy(packed)
+        if self._packed.is_cuda:
+            source = source.pin_memory()
+        self._packed[: len(packed)].copy_(source, non_blocking=True)
 
     def rows(self, shape: StepShape) -> StepRows:
         """The rows of a step, as its kernels see them."""

@@ -55,9 +55,7 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         max_position_embeddings=model.max_position_embeddings,
         max_model_len=max_model_len,
     ).to(device)
-    shape = CacheShape(
-        model=model, dtype=_cache_dtype(config, dtype, device), block_size=config.block_size
-    )
+    shape = CacheShape(model=model, dtype=_cache_dtype(config, dtype, device), block_size=config.block_size)
     decoder = Decoder(model, weights, rotary)
     runner, num_blocks = build_runner(decoder, shape, config, max_model_len, device)
     eos = eos_token_ids(read_json(directory / "generation_config.json")) or model.eos_token_ids

@@ -5,6 +5,7 @@ Copies from the device were ordered when the step was launched; whoever calls wa
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,9 @@ class PendingResult:
         """Waits for the step and gives its result."""
         if self._done is not None:
             self._done.synchronize()
-        drawn: list[int] = self._drawn.tolist()
+        row_of_plan_row = np.empty_like(self._columns.plan_rows)
+        row_of_plan_row[self._columns.plan_rows] = np.arange(len(row_of_plan_row))
+        drawn: list[int] = self._drawn.numpy()[row_of_plan_row].tolist()
         result = StepResult(
             group_id=self._plan.group_id,
             epoch=self._plan.epoch,
@@ -59,16 +62,18 @@ class PendingResult:
             token_ids=[token for token in drawn if token >= 0],
         )
         if self._logprobs is not None:
-            self._add_logprobs(result, self._logprobs, drawn)
+            self._add_logprobs(result, self._logprobs, drawn, row_of_plan_row.tolist())
         return result
 
-    def _add_logprobs(self, result: StepResult, columns: HostLogprobs, drawn: list[int]) -> None:
-        """Fills the log-probability columns, in the order of the result's tokens."""
+    def _add_logprobs(
+        self, result: StepResult, columns: HostLogprobs, drawn: list[int], rows: list[int]
+    ) -> None:
+        """Fills the log-probability columns, in the order of the result's tokens: `drawn` by row of the plan."""
         at_of_row = {row: at for at, row in enumerate(columns.rows)}
         logprobs, ranks = columns.logprobs.tolist(), columns.ranks.tolist()
         top_ids, top_logprobs = columns.top_ids.tolist(), columns.top_logprobs.tolist()
         wanted = self._columns.num_logprobs.tolist()
-        for row, token in enumerate(drawn):
+        for row, token in zip(rows, drawn, strict=True):
             if token < 0:
                 continue
             num_alternatives = wanted[row]

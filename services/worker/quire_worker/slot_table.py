@@ -36,7 +36,11 @@ class SlotChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepColumns:
-    """The rows of one step: R rows with T tokens. Forked children follow the scheduled rows and have no token."""
+    """The rows of one step: R rows with T tokens. Forked children follow the scheduled rows and have no token.
+
+    Rows of a step that only decodes are ordered by length, longest first: attention takes them in this order, and the
+    short ones fill the end, when few multiprocessors still have work.
+    """
 
     slots: Ints  # [R]
     advances: Ints  # [R]: tokens by which each slot moves on; a child moves like its parent
@@ -46,6 +50,7 @@ class StepColumns:
     token_ids: Ints  # [T]: -1 where the slot's last token on the device is meant
     token_rows: Ints  # [T]
     num_logprobs: Ints  # [R]
+    plan_rows: Ints  # [R]: the row of the plan that each row answers
 
     @property
     def num_rows(self) -> int:
@@ -115,6 +120,10 @@ class SlotTable:
         slots = np.array(plan.scheduled_slots, dtype=np.int64)
         query_lens = np.array(plan.scheduled_tokens, dtype=np.int64)
         self._check_schedule(slots, query_lens)
+        plan_rows = np.arange(len(slots) + len(changes.forks))
+        if not changes.forks and query_lens.max() == 1:
+            plan_rows = np.argsort(-self._num_computed[slots], kind="stable")
+            slots = slots[plan_rows]
         starts = self._num_computed[slots]
         ends = starts + query_lens
         draws = ends == self._num_known[slots]
@@ -130,6 +139,7 @@ class SlotTable:
             token_ids=self._token_ids(slots, starts, ends, query_start_loc),
             token_rows=token_rows,
             num_logprobs=self._num_logprobs[slots],
+            plan_rows=plan_rows,
         )
         if changes.forks:
             columns = self._with_children(columns, changes)
@@ -161,6 +171,7 @@ class SlotTable:
             token_ids=columns.token_ids,
             token_rows=columns.token_rows,
             num_logprobs=np.concatenate((columns.num_logprobs, columns.num_logprobs[parents])),
+            plan_rows=columns.plan_rows,
         )
 
     def _admit(self, admission: SlotAdmission) -> None:

@@ -26,7 +26,7 @@ class ShapeTable:
 
     def __init__(self, max_num_seqs: int, max_num_tokens: int, graph_token_limit: int) -> None:
         self._decode_rows = _up_to(max_num_seqs, _decode_sizes())
-        self._mixed_rows = _up_to(max_num_seqs, (32, 256))
+        self._mixed_rows = _up_to(max_num_seqs, (32, 128, 512))
         self._mixed_tokens = _up_to(min(max_num_tokens, graph_token_limit), _mixed_sizes())
         self._graph_token_limit = graph_token_limit
 
@@ -37,7 +37,7 @@ class ShapeTable:
             StepShape(num_tokens, num_rows, False)
             for num_tokens in self._mixed_tokens
             for num_rows in self._mixed_rows
-            if num_rows <= max(num_tokens, self._mixed_rows[0])
+            if num_rows <= _at_least(self._mixed_rows, min(num_tokens, self._mixed_rows[-1]))
         ]
         return sorted((*decode, *mixed), reverse=True)
 
@@ -48,9 +48,7 @@ class ShapeTable:
             return StepShape(size, size, True)
         rows = _at_least(self._mixed_rows, num_rows)
         if self._mixed_tokens and num_tokens <= self._mixed_tokens[-1]:
-            tokens = _at_least(self._mixed_tokens, max(num_tokens, min(rows, self._mixed_tokens[-1])))
-            if rows <= max(tokens, self._mixed_rows[0]):
-                return StepShape(tokens, rows, False)
+            return StepShape(_at_least(self._mixed_tokens, num_tokens), rows, False)
         return StepShape(-(-num_tokens // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE, rows, False)
 
 
@@ -59,7 +57,7 @@ def _decode_sizes() -> list[int]:
 
 
 def _mixed_sizes() -> list[int]:
-    return [32, 64, 128, 256, 384, 512, *range(768, 2048, 256), *range(2048, 16385, 512)]
+    return [32, *range(64, 1024, 64), *range(1024, 2048, 256), *range(2048, 16385, 512)]
 
 
 def _up_to(limit: int, sizes: "list[int] | tuple[int, ...]") -> list[int]:

@@ -1,0 +1,54 @@
+"""The padded sizes of steps: few, close, and the same for the same plan."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from quire_worker.step_shape import ShapeTable, StepShape
+
+MAX_NUM_SEQS, MAX_NUM_TOKENS = 300, 4096
+
+
+@given(
+    num_tokens=st.integers(1, MAX_NUM_TOKENS),
+    share=st.floats(0, 1),
+    limit=st.integers(0, 8192),
+    is_decode=st.booleans(),
+)
+def test_every_step_fits_its_shape_and_small_ones_are_captured(
+    num_tokens: int, share: float, limit: int, is_decode: bool
+) -> None:
+    num_rows = max(1, round(min(MAX_NUM_SEQS, num_tokens) * share))
+    if is_decode:
+        num_tokens = num_rows
+    table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, limit)
+    shape = table.shape_of(num_tokens, num_rows, is_decode=is_decode)
+    assert shape.num_rows >= num_rows
+    assert shape.num_tokens >= num_tokens
+    assert shape.is_decode is is_decode
+    captured = table.captured()
+    if limit and (is_decode or num_tokens <= min(limit, MAX_NUM_TOKENS)):
+        assert shape in captured, "no step that a graph could hold is launched kernel by kernel"
+    if not limit:
+        assert captured == []
+
+
+def test_graphs_are_captured_largest_first() -> None:
+    captured = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, 1024).captured()
+    assert captured == sorted(captured, reverse=True)
+    assert len(captured) == len(set(captured)) < 128
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_rows", "is_decode", "shape"),
+    [
+        (1, 1, True, StepShape(1, 1, True)),
+        (3, 3, True, StepShape(4, 4, True)),
+        (260, 260, True, StepShape(288, 288, True)),
+        (128, 1, False, StepShape(128, 32, False)),
+        (129, 40, False, StepShape(192, 128, False)),
+        (2000, 3, False, StepShape(2048, 32, False)),
+    ],
+)
+def test_padding_is_small(num_tokens: int, num_rows: int, is_decode: bool, shape: StepShape) -> None:
+    table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, 1024)
+    assert table.shape_of(num_tokens, num_rows, is_decode=is_decode) == shape
