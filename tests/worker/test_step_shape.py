@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quire_worker.step_shape import ShapeTable, StepShape
 
-MAX_NUM_SEQS, MAX_NUM_TOKENS = 300, 4096
+MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN = 300, 4096, 5000
 
 
 @given(
@@ -13,15 +13,17 @@ MAX_NUM_SEQS, MAX_NUM_TOKENS = 300, 4096
     share=st.floats(0, 1),
     limit=st.integers(0, 8192),
     is_decode=st.booleans(),
+    max_seq_len=st.integers(1, MAX_MODEL_LEN),
 )
 def test_every_step_fits_its_shape_and_small_ones_are_captured(
-    num_tokens: int, share: float, limit: int, is_decode: bool
+    num_tokens: int, share: float, limit: int, is_decode: bool, max_seq_len: int
 ) -> None:
     num_rows = max(1, round(min(MAX_NUM_SEQS, num_tokens) * share))
     if is_decode:
         num_tokens = num_rows
-    table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, limit)
-    shape = table.shape_of(num_tokens, num_rows, is_decode=is_decode)
+    table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN, limit)
+    shape = table.shape_of(num_tokens, num_rows, is_decode=is_decode, max_seq_len=max_seq_len)
+    assert shape.max_seq_len >= max_seq_len
     assert shape.num_rows >= num_rows
     assert shape.num_tokens >= num_tokens
     assert shape.is_decode is is_decode
@@ -33,22 +35,25 @@ def test_every_step_fits_its_shape_and_small_ones_are_captured(
 
 
 def test_graphs_are_captured_largest_first() -> None:
-    captured = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, 1024).captured()
+    captured = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN, 1024).captured()
     assert captured == sorted(captured, reverse=True)
-    assert len(captured) == len(set(captured)) < 128
+    assert len(captured) == len(set(captured)) < 160
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "num_rows", "is_decode", "shape"),
+    ("num_tokens", "num_rows", "is_decode", "max_seq_len", "shape"),
     [
-        (1, 1, True, StepShape(1, 1, True)),
-        (3, 3, True, StepShape(4, 4, True)),
-        (260, 260, True, StepShape(288, 288, True)),
-        (128, 1, False, StepShape(128, 32, False)),
-        (129, 40, False, StepShape(192, 128, False)),
-        (2000, 3, False, StepShape(2048, 32, False)),
+        (1, 1, True, 1024, StepShape(1, 1, True, 1024)),
+        (1, 1, True, 1025, StepShape(1, 1, True, 5000)),
+        (3, 3, True, 80, StepShape(4, 4, True, 1024)),
+        (260, 260, True, 80, StepShape(288, 288, True, 5000)),
+        (128, 1, False, 80, StepShape(128, 32, False, 5000)),
+        (129, 40, False, 80, StepShape(192, 128, False, 5000)),
+        (2000, 3, False, 80, StepShape(2048, 32, False, 5000)),
     ],
 )
-def test_padding_is_small(num_tokens: int, num_rows: int, is_decode: bool, shape: StepShape) -> None:
-    table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, 1024)
-    assert table.shape_of(num_tokens, num_rows, is_decode=is_decode) == shape
+def test_padding_is_small(
+    num_tokens: int, num_rows: int, is_decode: bool, max_seq_len: int, shape: StepShape
+) -> None:
+    table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN, 1024)
+    assert table.shape_of(num_tokens, num_rows, is_decode=is_decode, max_seq_len=max_seq_len) == shape

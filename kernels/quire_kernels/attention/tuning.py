@@ -39,7 +39,7 @@ class PrefillConfig:
 # Up to how many programs (sequence, key head) a launch splits sequences, and into how many parts. Measured
 # on one H200: from 2,048 programs on, one part wins even for lengths that differ by a factor of seven; cutting all
 # sequences into equal streams of tiles (Stream-K) was at best as fast at every shape.
-_SPLITS_BY_PROGRAMS = ((8, 128), (16, 64), (64, 16), (256, 8), (1024, 4), (1536, 2))
+_SPLITS_BY_PROGRAMS = ((16, 64), (64, 16), (256, 8), (1024, 4), (1536, 2))
 _MIN_SPLIT = 128  # keys
 
 _DECODE_TILES = {

@@ -28,10 +28,8 @@ def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig
         return GemvConfig(rows=1, span=1024, num_warps=8)
     if num_outputs >= _MANY_OUTPUTS:
         return GemvConfig(rows=4, span=2048)
-    if num_inputs >= 8192:
-        return GemvConfig(rows=4, span=1024)
     if num_inputs >= 4096:
-        return GemvConfig(rows=8, span=1024)
+        return GemvConfig(rows=8, span=1024, num_stages=4)
     if num_inputs >= 2048:
         return GemvConfig(rows=8, span=2048, num_warps=8)
     return GemvConfig(rows=4, span=512, num_warps=2)

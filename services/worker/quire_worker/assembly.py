@@ -47,12 +47,11 @@ def build_runner(
             allocate_cache(cache, num_blocks, device),
             batch,
             max_num_seqs=config.max_num_seqs,
-            max_model_len=max_model_len,
         )
 
     is_cuda = device.type == "cuda"
-    shapes = _shape_table(cache.model, config) if is_cuda else None
-    step_bytes = _measured_step_bytes(step_over(1), config) if is_cuda else 0
+    shapes = _shape_table(cache.model, config, max_model_len) if is_cuda else None
+    step_bytes = _measured_step_bytes(step_over(1), config, max_model_len) if is_cuda else 0
     num_blocks = num_cache_blocks(cache, config, max_model_len, device, step_bytes=step_bytes)
     step = step_over(num_blocks)
     slots = SlotTable(
@@ -73,14 +72,14 @@ def graph_token_limit(model: ModelConfig) -> int:
     return int(tokens)
 
 
-def _shape_table(model: ModelConfig, config: WorkerConfig) -> ShapeTable:
+def _shape_table(model: ModelConfig, config: WorkerConfig, max_model_len: int) -> ShapeTable:
     limit = 0 if config.enforce_eager else graph_token_limit(model)
-    return ShapeTable(config.max_num_seqs, config.step_token_limit, limit)
+    return ShapeTable(config.max_num_seqs, config.step_token_limit, max_model_len, limit)
 
 
-def _measured_step_bytes(step: DeviceStep, config: WorkerConfig) -> int:
+def _measured_step_bytes(step: DeviceStep, config: WorkerConfig, max_model_len: int) -> int:
     """Peak memory of the largest step, beside weights and buffers; captured steps need it a second time."""
-    largest = StepShape(config.step_token_limit, config.max_num_seqs, False)
+    largest = StepShape(config.step_token_limit, config.max_num_seqs, False, max_model_len)
     step.batch.load_padding(largest)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

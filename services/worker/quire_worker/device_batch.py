@@ -41,6 +41,7 @@ _NOTHING = StepColumns(
     token_rows=_NO_INTS,
     num_logprobs=_NO_INTS,
     plan_rows=_NO_INTS,
+    max_seq_len=0,
 )
 
 

@@ -24,14 +24,11 @@ from quire_worker.step_shape import StepShape
 class DeviceStep:
     """Runs steps of any shape over one batch and one cache."""
 
-    def __init__(
-        self, decoder: Decoder, kv_cache: Tensor, batch: DeviceBatch, *, max_num_seqs: int, max_model_len: int
-    ) -> None:
+    def __init__(self, decoder: Decoder, kv_cache: Tensor, batch: DeviceBatch, *, max_num_seqs: int) -> None:
         self.batch = batch
         self._decoder = decoder
         self.kv_cache = kv_cache
         self._block_size = kv_cache.shape[3]
-        self._max_model_len = max_model_len
         self._logits = decoder.allocate_logits(max_num_seqs)
 
     @torch.inference_mode()
@@ -60,7 +57,7 @@ class DeviceStep:
             query_start_loc=rows.query_start_loc,
             seq_lens=tensors.seq_lens,
             max_query_len=1 if shape.is_decode else shape.num_tokens,
-            max_seq_len=self._max_model_len,
+            max_seq_len=shape.max_seq_len,
             logits_rows=None if shape.is_decode else rows.logits_rows,
         )
 

@@ -56,8 +56,13 @@ class Runner:
 
     def _shape_of(self, columns: StepColumns) -> StepShape:
         if self._shapes is None:
-            return StepShape(columns.num_tokens, columns.num_rows, columns.is_decode)
-        return self._shapes.shape_of(columns.num_tokens, columns.num_rows, is_decode=columns.is_decode)
+            return StepShape(columns.num_tokens, columns.num_rows, columns.is_decode, columns.max_seq_len)
+        return self._shapes.shape_of(
+            columns.num_tokens,
+            columns.num_rows,
+            is_decode=columns.is_decode,
+            max_seq_len=columns.max_seq_len,
+        )
 
     def _pending(self, plan: StepPlan, columns: StepColumns) -> PendingResult:
         drawn = self._step.batch.drawn[: columns.num_rows]

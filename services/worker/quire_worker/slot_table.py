@@ -51,6 +51,8 @@ class StepColumns:
     token_rows: Ints  # [T]
     num_logprobs: Ints  # [R]
     plan_rows: Ints  # [R]: the row of the plan that each row answers
+    max_seq_len: int
+    """Length of the longest sequence after the step."""
 
     @property
     def num_rows(self) -> int:
@@ -140,6 +142,7 @@ class SlotTable:
             token_rows=token_rows,
             num_logprobs=self._num_logprobs[slots],
             plan_rows=plan_rows,
+            max_seq_len=int(ends.max()),
         )
         if changes.forks:
             columns = self._with_children(columns, changes)
@@ -172,6 +175,7 @@ class SlotTable:
             token_rows=columns.token_rows,
             num_logprobs=np.concatenate((columns.num_logprobs, columns.num_logprobs[parents])),
             plan_rows=columns.plan_rows,
+            max_seq_len=columns.max_seq_len,
         )
 
     def _admit(self, admission: SlotAdmission) -> None:
