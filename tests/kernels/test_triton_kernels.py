@@ -292,6 +292,56 @@ def test_mixed_attention_equals_reference(
         check_attention(case, window)
 
 
+# A prefix of many tiles, queries on either side of a split, and rows too short to be split.
+LONG = [(3, 150), (20, 130), (0, 0), (2, 2), (1, 90), (34, 35)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
+@pytest.mark.parametrize("window", [None, 20, 70])
+@pytest.mark.parametrize("one_loop", [False, True])
+@pytest.mark.parametrize("num_programs", [5, 100])
+def test_prefill_in_splits_equals_reference(
+    num_heads: int,
+    num_kv_heads: int,
+    window: int | None,
+    one_loop: bool,
+    num_programs: int,
+    dtype: torch.dtype,
+) -> None:
+    head_dim = 128 if ON_GPU and num_heads > 6 else 24
+    case = paged_case(
+        LONG + ([(40, 4000), (100, 100)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
+    )
+    stream = StreamConfig(num_streams=3, tile=16, num_warps=4, num_stages=2)
+    config = PrefillConfig(
+        rows=16, tile=16, num_warps=4, num_stages=2, num_programs=num_programs, min_split=32,
+        one_loop=one_loop, blocks_ahead=one_loop,
+    )  # fmt: skip
+    check_attention(case, window, stream=stream, prefill=config, padding=4)
+
+
+def test_prefill_is_split_only_where_tiles_are_few() -> None:
+    config = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2, num_programs=20, min_split=32)
+
+    def splits(*lengths: tuple[int, int]) -> list[int]:
+        query_lens = torch.tensor([0, *(query_len for query_len, _ in lengths)], dtype=torch.int32)
+        schedule = schedule_attention(
+            query_lens.cumsum(0, dtype=torch.int32).to(DEVICE),
+            torch.tensor([seq_len for _, seq_len in lengths], dtype=torch.int32, device=DEVICE),
+            None,
+            num_tokens=int(query_lens.sum()), num_heads=2, num_kv_heads=2, head_dim=16, sliding_window=None,
+            prefill=config,
+        )  # fmt: skip
+        assert int(schedule.prefill_item_starts[-1]) <= schedule.max_prefill_items
+        return schedule.prefill_splits.tolist()
+
+    assert splits((64, 1600)) == [5]  # four tiles for twenty programs
+    assert splits((640, 1600)) == [1]  # forty tiles
+    assert splits((16, 40)) == [2]  # 32 keys and more
+    assert splits((16, 1600), (160, 160)) == [10, 1]  # the long one holds half of the work
+
+
 @pytest.mark.parametrize("seed", range(20 if ON_GPU else 6))
 def test_attention_of_random_ragged_batches_equals_reference(seed: int) -> None:
     pick = Random(seed)
@@ -303,7 +353,10 @@ def test_attention_of_random_ragged_batches_equals_reference(seed: int) -> None:
     lengths.append((1, longest))
     case = paged_case(lengths, 4, 2, 16, torch.float32)
     stream = StreamConfig(num_streams=pick.randint(1, 9), tile=16, num_warps=2, num_stages=2)
-    prefill = PrefillConfig(rows=16, tile=16, num_warps=2, num_stages=2)
+    prefill = PrefillConfig(
+        rows=16, tile=16, num_warps=2, num_stages=2, num_programs=pick.choice([1, 9, 50]), min_split=16,
+        one_loop=pick.random() < 0.5,
+    )  # fmt: skip
     window = pick.choice([None, pick.randint(1, longest)])
     check_attention(case, window, stream=stream, prefill=prefill, padding=pick.randint(0, 50))
 

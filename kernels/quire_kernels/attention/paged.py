@@ -50,7 +50,7 @@ def schedule_attention(
         head_dim=head_dim,
         sliding_window=sliding_window,
         stream=stream or stream_config(major, num_multiprocessors, num_kv_heads),
-        prefill=prefill or prefill_config(major, head_dim, element_size),
+        prefill=prefill or prefill_config(major, num_multiprocessors, num_kv_heads, head_dim, element_size),
     )
 
 

@@ -2,7 +2,9 @@
 
 Truth: `attention/reference.py`. One program holds a tile of query tokens with all query heads that share a
 key head and walks the visible keys (FlashAttention-2; Dao, 2023). The grid is sized by the number of padded tokens
-alone: programs take the tiles of the step's schedule in turn, and those without a tile exit at once.
+alone: programs take the items of the step's schedule in turn, and those without an item exit at once. Where a step
+has few tiles, an item is one of several splits of a tile's keys: each leaves a part, and the program that comes last
+merges the parts of the tile, in their order, by log-sum-exp.
 """
 
 import torch
@@ -15,6 +17,25 @@ from quire_kernels.attention.schedule import AttentionSchedule
 _LOG2_E = 1.4426950408889634
 # Programs beyond those that full tiles need: steps of many short prompts have more tiles, and take turns.
 _SPARE_PROGRAMS = 32
+
+_NEVER = tl.constexpr(0)
+_ALWAYS = tl.constexpr(1)
+_AT_THE_END = tl.constexpr(2)
+
+
+@triton.jit
+def _blocks_of_keys(
+    table_row, start, num_keys, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr
+):
+    """Return the cache block of each key of the tile from ``start``, a multiple of TILE; 0 for keys past the end."""
+    place = tl.arange(0, TILE)
+    if TILE % BLOCK_SIZE == 0:
+        blocks = table_row + start // BLOCK_SIZE + place // BLOCK_SIZE
+    else:
+        blocks = table_row + (start + place) // BLOCK_SIZE
+    if MASKED:
+        return tl.load(blocks, mask=place < num_keys - start, other=0).to(tl.int64)
+    return tl.load(blocks).to(tl.int64)
 
 
 @triton.jit
@@ -29,8 +50,9 @@ def _attend_to_keys(
     position,  # [ROWS] of each query row
     begin,
     end,
+    all_see,  # keys before this one are visible to every row
     num_keys,
-    score_scale,
+    score_scale,  # positive
     k_block_stride,
     k_slot_stride,
     v_block_stride,
@@ -40,39 +62,53 @@ def _attend_to_keys(
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASK: tl.constexpr,  # which tiles hold keys that not every row sees
+    BLOCKS_AHEAD: tl.constexpr,  # whether the table is read one tile ahead
     PRECISION: tl.constexpr,
 ):
     dim = tl.arange(0, WIDTH)
+    place = tl.arange(0, TILE)
+    MASKED: tl.constexpr = MASK != _NEVER
+    # Where blocks fit into tiles, a key's place in its block is that of its place in the tile: one multiplication and
+    # addition per row and tile is left.
+    slot = place % BLOCK_SIZE
+    k_place = k_head + slot[:, None] * k_slot_stride + dim[None, :]
+    v_place = v_head + slot[:, None] * v_slot_stride + dim[None, :]
+    if BLOCKS_AHEAD:
+        following = _blocks_of_keys(table_row, begin, num_keys, BLOCK_SIZE, TILE, True)
     for start in range(begin, end, TILE):
-        key = start + tl.arange(0, TILE)
-        slot = key % BLOCK_SIZE
-        if MASKED:
-            in_range = key < num_keys
-            block = tl.load(table_row + key // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
-            inside = in_range[:, None] & (dim[None, :] < HEAD_DIM)
+        key = start + place
+        if TILE % BLOCK_SIZE:
+            slot = key % BLOCK_SIZE
+            k_place = k_head + slot[:, None] * k_slot_stride + dim[None, :]
+            v_place = v_head + slot[:, None] * v_slot_stride + dim[None, :]
+        if BLOCKS_AHEAD:
+            block = following  # pyright: ignore[reportUnboundVariable]
+            following = _blocks_of_keys(table_row, start + TILE, num_keys, BLOCK_SIZE, TILE, True)
         else:
-            block = tl.load(table_row + key // BLOCK_SIZE).to(tl.int64)
-            inside = (dim < HEAD_DIM)[None, :]
-        k_row = k_head + block * k_block_stride + slot * k_slot_stride
-        v_row = v_head + block * v_block_stride + slot * v_slot_stride
+            block = _blocks_of_keys(table_row, start, num_keys, BLOCK_SIZE, TILE, MASKED)
+        k_address = k_place + (block * k_block_stride)[:, None]
+        v_address = v_place + (block * v_block_stride)[:, None]
         if MASKED or WIDTH != HEAD_DIM:
-            keys = tl.load(k_row[:, None] + dim[None, :], mask=inside, other=0.0)
-            values = tl.load(v_row[:, None] + dim[None, :], mask=inside, other=0.0)
+            inside = (place < num_keys - start)[:, None] & (dim[None, :] < HEAD_DIM)
+            keys = tl.load(k_address, mask=inside, other=0.0)
+            values = tl.load(v_address, mask=inside, other=0.0)
         else:
-            keys = tl.load(k_row[:, None] + dim[None, :])
-            values = tl.load(v_row[:, None] + dim[None, :])
-        keys = keys.to(queries.dtype)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * score_scale
-        if MASKED:
+            keys = tl.load(k_address)
+            values = tl.load(v_address)
+        scores = tl.dot(queries, tl.trans(keys.to(queries.dtype)), input_precision=PRECISION)
+        if MASKED and (MASK == _ALWAYS or start + TILE > all_see):
             visible = key[None, :] <= position[:, None]
             if SLIDING_WINDOW > 0:
                 visible = visible & (key[None, :] > position[:, None] - SLIDING_WINDOW)
             scores = tl.where(visible, scores, -float("inf"))
-        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-        # A row that has seen no key yet must not subtract infinity from infinity.
-        reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-        weights = tl.exp2(scores - reference[:, None])
+        # Scaled after the maximum is taken, so that scale and subtraction are one instruction per score.
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * score_scale)
+        reference = new_maximum
+        if MASKED:
+            # A row that has seen no key yet must not subtract infinity from infinity.
+            reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
+        weights = tl.exp2(tl.fma(scores, score_scale, -reference[:, None]))
         rescale = tl.exp2(maximum - reference)
         total = total * rescale + tl.sum(weights, axis=1)
         accumulated = accumulated * rescale[:, None]
@@ -84,16 +120,57 @@ def _attend_to_keys(
 
 
 @triton.jit
+def _merge_splits(
+    part_out,
+    part_lse,
+    first_place,
+    place_stride,
+    num_splits,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Return the merged output ``[ROWS, WIDTH]`` of the parts of one tile."""
+    row = tl.arange(0, ROWS)
+    dim = tl.arange(0, WIDTH)
+    peak = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    merged = tl.zeros([ROWS, WIDTH], tl.float32)
+    for split in tl.range(0, num_splits, num_stages=1):
+        place = first_place + split * place_stride + row
+        lse = tl.load(part_lse + place, cache_modifier=".cg")
+        values = tl.load(
+            part_out + place[:, None] * HEAD_DIM + dim[None, :],
+            mask=(dim < HEAD_DIM)[None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_peak = tl.maximum(peak, lse)
+        reference = tl.where(new_peak == -float("inf"), 0.0, new_peak)
+        weight = tl.exp2(lse - reference)
+        rescale = tl.exp2(peak - reference)
+        total = total * rescale + weight
+        merged = merged * rescale[:, None] + values * weight[:, None]
+        peak = new_peak
+    return merged / tl.where(total == 0.0, 1.0, total)[:, None]
+
+
+@triton.jit
 def _paged_attention_prefill_kernel(
     q,
     k_cache,
     v_cache,
     out,  # [T, Hq, D]
+    part_out,  # [parts, Hkv, ROWS, D] float32
+    part_lse,  # [parts, Hkv, ROWS] float32, base 2
+    arrivals,  # [parts, Hkv]
     block_tables,
     query_start_loc,
     seq_lens,
-    tile_starts,  # [R + 1]
-    tile_rows,
+    item_starts,  # [R + 1]
+    item_rows,
+    row_splits,  # [R]
+    part_starts,  # [R]
     num_rows,
     score_scale,  # scale * log2(e)
     value_scale,
@@ -109,27 +186,35 @@ def _paged_attention_prefill_kernel(
     SLIDING_WINDOW: tl.constexpr,  # 0: none
     BLOCK_SIZE: tl.constexpr,
     NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     TILE: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
+    BLOCKS_AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    num_tiles = tl.load(tile_starts + num_rows)
+    num_items = tl.load(item_starts + num_rows)
     kv_head = tl.program_id(1)
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, WIDTH)
+    k_head = k_cache + kv_head * k_head_stride
+    v_head = v_cache + kv_head * v_head_stride
     turn = tl.program_id(0)
-    while turn < num_tiles:
+    while turn < num_items:
         # The last tiles of a prompt see the most keys; starting with them leaves the short ones to fill the end.
-        tile = num_tiles - 1 - turn
+        item = num_items - 1 - turn
         turn += tl.num_programs(0)
-        sequence = tl.load(tile_rows + tile)
+        sequence = tl.load(item_rows + item)
         first_token = tl.load(query_start_loc + sequence)
         query_len = tl.load(query_start_loc + sequence + 1) - first_token
-        first_query = (tile - tl.load(tile_starts + sequence)) * BLOCK_Q
+        num_splits = tl.load(row_splits + sequence)
+        item_of_row = item - tl.load(item_starts + sequence)
+        split = item_of_row % num_splits
+        first_query = item_of_row // num_splits * BLOCK_Q
         num_cached = tl.load(seq_lens + sequence) - query_len
 
         query = first_query + row // GROUP
@@ -146,18 +231,18 @@ def _paged_attention_prefill_kernel(
         num_keys = num_cached + tl.minimum(first_query + BLOCK_Q, query_len)
         all_see = num_cached + first_query + 1  # keys visible to every row of the tile
         begin = 0
-        unmasked_end = all_see // TILE * TILE
         if SLIDING_WINDOW > 0:
             begin = tl.maximum(all_see - SLIDING_WINDOW, 0) // TILE * TILE
-            unmasked_end = begin
+        span = tl.cdiv(tl.cdiv(num_keys - begin, TILE), num_splits) * TILE
+        begin += split * span
+        end = tl.minimum(begin + span, num_keys)
 
         maximum = tl.full([ROWS], -float("inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         accumulated = tl.zeros([ROWS, WIDTH], tl.float32)
         table_row = block_tables + sequence.to(tl.int64) * block_table_stride
-        k_head = k_cache + kv_head * k_head_stride
-        v_head = v_cache + kv_head * v_head_stride
-        if SLIDING_WINDOW == 0:
+        if SLIDING_WINDOW == 0 and not ONE_LOOP:
+            unmasked_end = tl.minimum(all_see // TILE * TILE, end)
             maximum, total, accumulated = _attend_to_keys(
                 queries,
                 maximum,
@@ -169,6 +254,7 @@ def _paged_attention_prefill_kernel(
                 position,
                 begin,
                 unmasked_end,
+                all_see,
                 num_keys,
                 score_scale,
                 k_block_stride,
@@ -180,9 +266,11 @@ def _paged_attention_prefill_kernel(
                 HEAD_DIM,
                 WIDTH,
                 TILE,
-                False,
+                _NEVER,
+                BLOCKS_AHEAD,
                 PRECISION,
             )
+            begin = tl.maximum(begin, unmasked_end)
         maximum, total, accumulated = _attend_to_keys(
             queries,
             maximum,
@@ -192,8 +280,9 @@ def _paged_attention_prefill_kernel(
             v_head,
             table_row,
             position,
-            unmasked_end,
-            num_keys,
+            begin,
+            end,
+            all_see,
             num_keys,
             score_scale,
             k_block_stride,
@@ -205,12 +294,38 @@ def _paged_attention_prefill_kernel(
             HEAD_DIM,
             WIDTH,
             TILE,
-            True,
+            _AT_THE_END if SLIDING_WINDOW == 0 and ONE_LOOP else _ALWAYS,
+            BLOCKS_AHEAD,
             PRECISION,
         )
-        result = accumulated * (value_scale / tl.where(total == 0.0, 1.0, total))[:, None]
+        total = tl.where(total == 0.0, 1.0, total)
+        result = accumulated * (value_scale / total)[:, None]
         target = out + (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :]
-        tl.store(target, result.to(out.dtype.element_ty), mask=mask)
+        if num_splits == 1:
+            tl.store(target, result.to(out.dtype.element_ty), mask=mask)
+        else:
+            first_part = tl.load(part_starts + sequence) + item_of_row - split
+            first_place = (first_part * NUM_KV_HEADS + kv_head) * ROWS
+            place = first_place + split * (NUM_KV_HEADS * ROWS) + row
+            part = part_out + place[:, None] * HEAD_DIM + dim[None, :]
+            tl.store(part, result, mask=(dim < HEAD_DIM)[None, :])
+            tl.store(part_lse + place, maximum + tl.log2(total))
+            # Every thread's part must be written before one of them says so.
+            tl.debug_barrier()
+            arrival = arrivals + first_part * NUM_KV_HEADS + kv_head
+            if tl.atomic_add(arrival, 1, sem="acq_rel") == num_splits - 1:
+                merged = _merge_splits(
+                    part_out,
+                    part_lse,
+                    first_place,
+                    NUM_KV_HEADS * ROWS,
+                    num_splits,
+                    ROWS,
+                    HEAD_DIM,
+                    WIDTH,
+                )
+                tl.store(target, merged.to(out.dtype.element_ty), mask=mask)
+                tl.store(arrival, 0)  # for the next layer
 
 
 def paged_attention_prefill(
@@ -233,17 +348,23 @@ def paged_attention_prefill(
     """
     config, (num_tokens, num_heads, head_dim), num_kv_heads = schedule.prefill, q.shape, k_cache.shape[2]
     group = num_heads // num_kv_heads
-    programs = min(num_tokens // schedule.queries_per_tile + _SPARE_PROGRAMS, schedule.max_prefill_tiles)
+    useful = num_tokens // schedule.queries_per_tile + config.num_programs + _SPARE_PROGRAMS
+    programs = min(useful, schedule.max_prefill_items)
     _paged_attention_prefill_kernel[(programs, num_kv_heads)](
         q,
         k_cache,
         v_cache,
         out,
+        schedule.prefill_part_out,
+        schedule.prefill_part_lse,
+        schedule.prefill_arrivals,
         block_tables,
         query_start_loc,
         seq_lens,
-        schedule.prefill_tile_starts,
-        schedule.prefill_tile_rows,
+        schedule.prefill_item_starts,
+        schedule.prefill_item_rows,
+        schedule.prefill_splits,
+        schedule.prefill_part_starts,
         seq_lens.shape[0],
         scale * _LOG2_E,
         v_scale,
@@ -254,13 +375,17 @@ def paged_attention_prefill(
         SLIDING_WINDOW=schedule.sliding_window or 0,
         BLOCK_SIZE=k_cache.shape[1],
         NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
         WIDTH=max(16, triton.next_power_of_2(head_dim)),
-        ROWS=max(config.rows, triton.next_power_of_2(group)),
+        ROWS=schedule.rows_per_tile,
         BLOCK_Q=schedule.queries_per_tile,
         TILE=config.tile,
+        ONE_LOOP=config.one_loop,
+        BLOCKS_AHEAD=config.blocks_ahead,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=config.max_registers,
     )

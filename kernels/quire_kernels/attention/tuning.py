@@ -2,7 +2,7 @@
 only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,23 @@ class StreamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillConfig:
-    """How a prefill launch is cut: query rows (tokens times heads of a group) and keys per tile."""
+    """How a prefill launch is cut: query rows (tokens times heads of a group) and keys per tile.
+
+    Keys are split where a step has fewer tiles than ``num_programs`` (per key head, that run at once), into splits of
+    ``min_split`` keys or more.
+    """
 
     rows: int
     tile: int
     num_warps: int
     num_stages: int
+    num_programs: int = 1
+    min_split: int = 512
+    one_loop: bool = False
+    """Walk the keys that all rows see and those on the diagonal in one loop, with a branch for the mask."""
+    blocks_ahead: bool = False
+    """Read the block table one tile ahead of the keys, rather than as a stage of the pipeline."""
+    max_registers: int | None = None
 
 
 # Up to how many programs (sequence, key head) a launch splits sequences, and into how many parts. Measured
@@ -63,6 +74,8 @@ _PREFILL = {
     (9, 256): PrefillConfig(rows=64, tile=64, num_warps=4, num_stages=2),
 }
 _PREFILL_FALLBACK = PrefillConfig(rows=64, tile=32, num_warps=4, num_stages=2)
+# Warps of prefill programs that a multiprocessor holds at once, as registers allow.
+_PREFILL_WARPS = 8
 
 
 def decode_config(
@@ -81,14 +94,22 @@ def decode_config(
     )
 
 
-def prefill_config(capability_major: int, head_dim: int, element_size: int) -> PrefillConfig:
+def prefill_config(
+    capability_major: int, num_multiprocessors: int, num_kv_heads: int, head_dim: int, element_size: int
+) -> PrefillConfig:
     """Return the settings for head dimension and element size (bytes); wide elements take the small tiles."""
-    if element_size > 2:
-        return _PREFILL_FALLBACK
-    for (major, largest_head_dim), config in _PREFILL.items():
-        if major == capability_major and head_dim <= largest_head_dim:
-            return config
-    return _PREFILL_FALLBACK
+    config = _PREFILL_FALLBACK
+    if element_size <= 2:
+        config = next(
+            (
+                config
+                for (major, largest_head_dim), config in _PREFILL.items()
+                if major == capability_major and head_dim <= largest_head_dim
+            ),
+            config,
+        )
+    programs = _PREFILL_WARPS // config.num_warps * num_multiprocessors // num_kv_heads
+    return replace(config, num_programs=max(1, programs))
 
 
 def stream_config(capability_major: int, num_multiprocessors: int, num_kv_heads: int) -> StreamConfig:
