@@ -4,6 +4,7 @@ The interpreter multiplies bfloat16 matrices wrongly without an error, so there 
 small.
 """
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -425,6 +426,22 @@ def sampling_tensors(num_rows: int) -> SamplingTensors:
 def test_sampler_chooses_what_the_reference_chooses(vocab_size: int, dtype: torch.dtype) -> None:
     num_rows = 14 if not ON_GPU else 70
     logits, params = 3 * random(num_rows, vocab_size, dtype=dtype), sampling_tensors(num_rows)
+    assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
+
+
+@pytest.mark.parametrize("min_p", [0.0, 1e-4])
+def test_nucleus_is_a_share_of_the_whole_row_not_of_its_candidates(min_p: float) -> None:
+    num_rows, vocab_size = (2000, 32_000) if ON_GPU else (240, 4500)
+    logits = 4 * random(
+        num_rows, vocab_size
+    )  # a few hundred candidates, which hold most of the mass but not all
+    params = replace(
+        sampling_tensors(num_rows),
+        temperature=torch.ones(num_rows, device=DEVICE),
+        top_k=torch.zeros(num_rows, dtype=torch.int32, device=DEVICE),
+        top_p=torch.full((num_rows,), 0.7, device=DEVICE),
+        min_p=torch.full((num_rows,), min_p, device=DEVICE),
+    )
     assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
 
 

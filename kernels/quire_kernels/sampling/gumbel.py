@@ -128,8 +128,12 @@ def _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES: tl.constex
 
 
 @triton.jit
-def _bound_of_chunks(maxima, is_chunk, masses, k, p, floor, highest, vocab_size, TILES: tl.constexpr):
-    """Return a value that the threshold of a row is not below, from its chunk maxima alone."""
+def _bound_of_chunks(maxima, is_chunk, mass, k, p, floor, highest, vocab_size):
+    """Return a value that the threshold of a row is not below, from its chunk maxima alone.
+
+    ``mass`` is that of the whole row. The candidates of a row with top-k or min-p are then all that those keep, so that
+    the mass of what they keep can be added up later; of a row with top-p alone they are fewer.
+    """
     bound = floor
     num_chunks = tl.sum(is_chunk.to(tl.int32))
     if (k > 0) & (k < vocab_size):
@@ -137,9 +141,7 @@ def _bound_of_chunks(maxima, is_chunk, masses, k, p, floor, highest, vocab_size,
             kth = largest_value_with_weight(maxima, is_chunk.to(tl.float32), k.to(tl.float32))
             bound = tl.maximum(bound, kth)
     else:
-        if p < 1.0:
-            peaks = tl.max(maxima, axis=1)
-            mass = tl.sum(tl.where(peaks > -float("inf"), masses * tl.exp2((peaks - highest) * LOG2_E), 0.0))
+        if (p < 1.0) & (floor == -float("inf")):
             weights = tl.exp2((maxima - highest) * LOG2_E)
             if tl.sum(weights) >= p * mass:
                 bound = tl.maximum(bound, largest_value_with_weight(maxima, weights, p * mass))
@@ -156,18 +158,21 @@ def _draw_from_candidates(
     p,
     floor,
     highest,
+    mass,  # of the whole row
     vocab_size,
     row_seed,
     row_position,
     row_sequence,
 ):
     threshold = floor
+    is_limited = (floor > -float("inf")) | ((k > 0) & (k < vocab_size))
     if (k > 0) & (k < vocab_size) & (k <= count):
         ones = tl.where(candidates < vocab_size, 1.0, 0.0)
         threshold = tl.maximum(threshold, largest_value_with_weight(values, ones, k.to(tl.float32)))
     if p < 1.0:
         weights = tl.where(values >= threshold, tl.exp2((values - highest) * LOG2_E), 0.0)
-        target = p * tl.sum(weights)
+        # The nucleus is a share of what the other masks left: of candidates where there is one, else of the row.
+        target = p * tl.where(is_limited, tl.sum(weights), mass)
         threshold = tl.maximum(threshold, largest_value_with_weight(values, weights, target))
     noise = gumbel_noise(candidates, row_seed, row_position, row_sequence)
     scores = tl.where((values >= threshold) & (candidates < vocab_size), values + noise, -float("inf"))
@@ -278,7 +283,9 @@ def _sample_rows_kernel(
         if share > 0.0:
             floor = highest + tl.log(share)
         masses = tl.load(best_scores + offset + tile, mask=tile < num_tiles, other=0.0)
-        bound = _bound_of_chunks(maxima, is_chunk, masses, k, p, floor, highest, vocab_size, TILES)
+        peaks = tl.max(maxima, axis=1)
+        mass = tl.sum(tl.where(peaks > -float("inf"), masses * tl.exp2((peaks - highest) * LOG2_E), 0.0))
+        bound = _bound_of_chunks(maxima, is_chunk, mass, k, p, floor, highest, vocab_size)
         selected = is_chunk & (maxima >= bound) & (maxima > -float("inf"))
         num_selected = tl.sum(selected.to(tl.int32))
         if num_selected <= MAX_CHUNKS:
@@ -311,7 +318,18 @@ def _sample_rows_kernel(
                 found = tl.load(candidate_values + listed + entry, mask=entry < count, other=-float("inf"))
                 ids = tl.load(candidate_tokens + listed + entry, mask=entry < count, other=2147483647)
                 token = _draw_from_candidates(
-                    found, ids, count, k, p, floor, highest, vocab_size, row_seed, row_position, row_sequence
+                    found,
+                    ids,
+                    count,
+                    k,
+                    p,
+                    floor,
+                    highest,
+                    mass,
+                    vocab_size,
+                    row_seed,
+                    row_position,
+                    row_sequence,
                 )
         if token < 0:
             bits = BITS
