@@ -11,12 +11,13 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from quire_kernels.activation import reference as activation_reference
+from quire_kernels.activation import cpu as activation_cpu
 from quire_kernels.attention import cpu as attention_cpu
 from quire_kernels.attention import reference as attention_reference
 from quire_kernels.attention.schedule import AttentionSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
+from quire_kernels.norm import cpu as norm_cpu
 from quire_kernels.norm import reference as norm_reference
 from quire_kernels.rotary import reference as rotary_reference
 from quire_kernels.sampling import cpu as sampling_cpu
@@ -41,7 +42,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from quire_kernels.norm.rows import rms_norm_rows
 
         return rms_norm_rows(x, weight, eps)
-    return norm_reference.rms_norm(x, weight, eps)
+    return norm_cpu.rms_norm(x, weight, eps)
 
 
 def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
         from quire_kernels.activation.silu_and_mul import silu_and_mul_tiles
 
         return silu_and_mul_tiles(x)
-    return activation_reference.silu_and_mul(x)
+    return activation_cpu.silu_and_mul(x)
 
 
 def rotary_embedding(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
