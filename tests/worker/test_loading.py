@@ -10,11 +10,11 @@ import torch
 from quire_scheduler.core import Sampling
 from quire_worker.kv_cache import CacheShape, num_cache_blocks
 from quire_worker.model.config import parse_model_config
-from quire_worker.model.source import read_json
 from safetensors.torch import load_file, save_file
 
 from quire.config import WorkerConfig
 from quire.errors import ConfigError
+from quire.model_files import read_json
 from tests.worker.driver import Driver
 from tests.worker.tiny_model import load_tiny, make_tiny_model
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from quire.errors import ConfigError, InvalidRequest
+from quire.model_files import model_directory, read_json
 from quire.sampling_params import ModelDefaults
 from quire_tokenizer.chat_template import ChatTemplate, load_chat_template
 from quire_tokenizer.detokenizer import Detokenizer, DetokenizerFactory
-from quire_tokenizer.model_files import read_json, tokenizer_directory
+
+_FILES = ("tokenizer*", "*.jinja", "generation_config.json", "config.json", "special_tokens_map.json")
+"""Tokenizer, chat template and default sampling; never weights."""
 
 
 class TextCodec:
@@ -60,7 +63,7 @@ class TextCodec:
 
 def load_text_codec(model: str, revision: str | None, download_dir: str | None) -> TextCodec:
     """The codec of a model directory or hub id. Raises `ConfigError`."""
-    directory = tokenizer_directory(model, revision, download_dir)
+    directory = model_directory(model, revision, download_dir, _FILES)
     config = read_json(directory / "tokenizer_config.json")
     return TextCodec(
         _load_tokenizer(directory),

@@ -7,17 +7,19 @@ import torch
 from quire.assets import default_served_model_names
 from quire.config import WorkerConfig
 from quire.errors import ConfigError
+from quire.model_files import model_directory, read_json
 from quire.v1 import worker_pb2
 from quire_worker.assembly import build_runner
 from quire_worker.kv_cache import CacheShape
 from quire_worker.model.config import ModelConfig, eos_token_ids, parse_model_config
 from quire_worker.model.decoder import Decoder
 from quire_worker.model.rope import rotary_table
-from quire_worker.model.source import model_directory, read_json
 from quire_worker.model.weights import dummy_weights, load_weights
 from quire_worker.runner import Runner
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CONFIG_FILES = ("*.json",)
+_WEIGHT_FILES = ("*.safetensors",)
 _CACHE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "fp8": torch.float8_e4m3fn,
@@ -38,10 +40,11 @@ class LoadedModel:
 def load_model(config: WorkerConfig) -> LoadedModel:
     """Loads the configured model and allocates its cache. Raises `ConfigError`."""
     device = _device(config)
-    directory = model_directory(
-        config.model, config.revision, config.download_dir, weights=config.load_format != "dummy"
-    )
+    files = _CONFIG_FILES if config.load_format == "dummy" else (*_CONFIG_FILES, *_WEIGHT_FILES)
+    directory = model_directory(config.model, config.revision, config.download_dir, files)
     raw = read_json(directory / "config.json")
+    if not raw:
+        raise ConfigError(f"--model={config.model}: the directory has no config.json", field="model")
     model = parse_model_config(raw)
     max_model_len = _max_model_len(config, model)
     dtype = _dtype(config, model, device)

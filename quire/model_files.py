@@ -1,33 +1,34 @@
-"""Finds the files of a model: a local directory, or a hub id through huggingface_hub.
+"""Finds the files of a model: a local directory, or a hub id through huggingface_hub, of which only some are fetched.
 
-Only the files that serving needs are fetched. The token, the endpoint and offline mode are huggingface_hub's own
-environment variables (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
+The token, the endpoint and offline mode are huggingface_hub's own environment variables (HF_TOKEN, HF_ENDPOINT,
+HF_HUB_OFFLINE). Knows no format but JSON; which files a service needs is its own business.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from quire.errors import ConfigError
 
-_CONFIG_FILES: list[str] = ["*.json"]
-_ALL_FILES: list[str] = ["*.json", "*.safetensors"]
 
+def model_directory(
+    model: str, revision: str | None, download_dir: str | None, patterns: Sequence[str]
+) -> Path:
+    """The directory that holds the model's files, those that match `patterns` fetched if need be.
 
-def model_directory(model: str, revision: str | None, download_dir: str | None, *, weights: bool) -> Path:
-    """The directory that holds the model's files, fetched if need be. Raises `ConfigError`."""
+    Raises `ConfigError` when there is neither a directory nor a model of that name.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"--model={model}: the directory has no config.json", field="model")
         return path
+    # Needed by services that load models alone: the package itself does without it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = _ALL_FILES if weights else _CONFIG_FILES
     try:
         return Path(
-            snapshot_download(model, revision=revision, cache_dir=download_dir, allow_patterns=patterns)
+            snapshot_download(model, revision=revision, cache_dir=download_dir, allow_patterns=list(patterns))
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         where = f" at revision {revision}" if revision else ""
