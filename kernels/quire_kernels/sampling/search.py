@@ -12,6 +12,21 @@ _SERIES_LIMIT = tl.constexpr(2.0**-8)
 
 
 @triton.jit
+def penalties_of_row(index, slots, repetition, frequency, presence, addresses, PENALISED: tl.constexpr):
+    if PENALISED:
+        slot = tl.load(slots + index)
+        return (
+            tl.load(addresses + slot),
+            tl.load(repetition + slot),
+            tl.load(frequency + slot),
+            tl.load(presence + slot),
+        )
+    none = tl.full([], 0, tl.int64)
+    off = tl.full([], 0.0, tl.float32)
+    return none, off + 1.0, off, off
+
+
+@triton.jit
 def load_logits(
     row,
     token,

@@ -1,0 +1,252 @@
+"""The second launch of the sampler: one program per row takes the best of its tiles, or draws under the row's masks.
+
+The k-th largest chunk maximum is at most the k-th largest logit, and a mass reached by chunk maxima alone is reached by
+all logits: so the chunk maxima bound the threshold from below, and only chunks that reach the bound are read again.
+What reaches it there is a short list of candidates, on which the threshold is exact. Where the list would be long (a
+nucleus of thousands of tokens) the program searches the whole row instead: right, but some hundred microseconds slower.
+"""
+
+import triton
+import triton.language as tl
+
+from quire_kernels.sampling.search import (
+    LOG2_E,
+    count_occurrence,
+    gumbel_noise,
+    gumbel_noise_of_groups,
+    largest_value_with_weight,
+    load_logits,
+    penalties_of_row,
+    row_threshold,
+)
+
+
+@triton.jit
+def _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES: tl.constexpr):
+    tile = tl.arange(0, TILES)
+    offset = index.to(tl.int64) * num_tiles + tile
+    scores = tl.load(best_scores + offset, mask=tile < num_tiles, other=-float("inf"))
+    candidates = tl.load(best_tokens + offset, mask=tile < num_tiles, other=2147483647)
+    return tl.min(tl.where(scores == tl.max(scores, axis=0), candidates, 2147483647), axis=0)
+
+
+@triton.jit
+def _bound_of_chunks(maxima, is_chunk, mass, k, p, floor, highest, vocab_size):
+    """Return a value that the threshold of a row is not below, from its chunk maxima alone.
+
+    ``mass`` is that of the whole row. The candidates of a row with top-k or min-p are then all that those keep, so that
+    the mass of what they keep can be added up later; of a row with top-p alone they are fewer.
+    """
+    bound = floor
+    num_chunks = tl.sum(is_chunk.to(tl.int32))
+    if (k > 0) & (k < vocab_size):
+        if k <= num_chunks:
+            kth = largest_value_with_weight(maxima, is_chunk.to(tl.float32), k.to(tl.float32))
+            bound = tl.maximum(bound, kth)
+    else:
+        if (p < 1.0) & (floor == -float("inf")):
+            weights = tl.exp2((maxima - highest) * LOG2_E)
+            if tl.sum(weights) >= p * mass:
+                bound = tl.maximum(bound, largest_value_with_weight(maxima, weights, p * mass))
+    # The bound was rounded by another program than the candidates will be.
+    return bound - tl.abs(bound) * 1e-6
+
+
+@triton.jit
+def _draw_from_candidates(
+    values,
+    candidates,
+    count,
+    k,
+    p,
+    floor,
+    highest,
+    mass,  # of the whole row
+    vocab_size,
+    row_seed,
+    row_position,
+    row_sequence,
+):
+    threshold = floor
+    is_limited = (floor > -float("inf")) | ((k > 0) & (k < vocab_size))
+    if (k > 0) & (k < vocab_size) & (k <= count):
+        ones = tl.where(candidates < vocab_size, 1.0, 0.0)
+        threshold = tl.maximum(threshold, largest_value_with_weight(values, ones, k.to(tl.float32)))
+    if p < 1.0:
+        weights = tl.where(values >= threshold, tl.exp2((values - highest) * LOG2_E), 0.0)
+        # The nucleus is a share of what the other masks left: of candidates where there is one, else of the row.
+        target = p * tl.where(is_limited, tl.sum(weights), mass)
+        threshold = tl.maximum(threshold, largest_value_with_weight(values, weights, target))
+    noise = gumbel_noise(candidates, row_seed, row_position, row_sequence)
+    scores = tl.where((values >= threshold) & (candidates < vocab_size), values + noise, -float("inf"))
+    best = tl.max(scores, axis=0)
+    return tl.min(tl.where(scores == best, candidates, 2147483647), axis=0)
+
+
+@triton.jit
+def _draw_from_row(
+    row,
+    vocab_size,
+    threshold,
+    inverse_temperature,
+    row_seed,
+    row_position,
+    row_sequence,
+    occurrences,
+    repetition,
+    frequency,
+    presence,
+    GROUPS: tl.constexpr,
+    PENALISED: tl.constexpr,
+):
+    best = tl.full([], -float("inf"), tl.float32)
+    winner = tl.full([], 2147483647, tl.int32)
+    for start in range(0, tl.cdiv(vocab_size, 4), GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+        values = load_logits(row, token, vocab_size, occurrences, repetition, frequency, presence, PENALISED)
+        values *= inverse_temperature
+        noise = gumbel_noise_of_groups(group, row_seed, row_position, row_sequence)
+        scores = tl.where((values >= threshold) & (token < vocab_size), values + noise, -float("inf"))
+        highest = tl.max(tl.max(scores, axis=1), axis=0)
+        first = tl.min(tl.min(tl.where(scores == highest, token, 2147483647), axis=1), axis=0)
+        winner = tl.where(highest > best, first, winner)
+        best = tl.maximum(best, highest)
+    return winner
+
+
+@triton.jit
+def sample_rows_kernel(
+    logits,
+    draws,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    seed,
+    sequence_index,
+    position,
+    slots,
+    repetition,
+    frequency,
+    presence,
+    addresses,
+    best_scores,
+    best_tokens,
+    chunk_maxima,
+    chunk_lists,  # [R, MAX_CHUNKS] int32
+    candidate_values,  # [R, MAX_CANDIDATES] float32
+    candidate_tokens,  # [R, MAX_CANDIDATES] int32
+    tokens,
+    vocab_size,
+    row_stride,
+    num_tiles,
+    TILES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GATHERED: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+    MAX_CANDIDATES: tl.constexpr,
+    BITS: tl.constexpr,
+    SEARCH_TILE: tl.constexpr,
+    HAS_DRAWS: tl.constexpr,
+    PENALISED: tl.constexpr,
+):
+    index = tl.program_id(0)
+    wanted = 1
+    if HAS_DRAWS:
+        wanted = tl.load(draws + index)
+    if wanted == 0:
+        tl.store(tokens + index, tl.full([], 0, tl.int64))
+        return
+    heat = tl.load(temperature + index)
+    k = tl.load(top_k + index)
+    p = tl.load(top_p + index)
+    share = tl.load(min_p + index)
+    limited = ((k > 0) & (k < vocab_size)) | (p < 1.0) | (share > 0.0)
+    address, repeated, frequent, present = penalties_of_row(
+        index, slots, repetition, frequency, presence, addresses, PENALISED
+    )
+    token = tl.full([], -1, tl.int32)
+    if (heat == 0.0) | (limited == 0):
+        token = _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES)
+    else:
+        row = logits + index.to(tl.int64) * row_stride
+        inverse = tl.div_rn(1.0, heat)
+        row_seed = tl.load(seed + index)
+        row_position = tl.load(position + index)
+        row_sequence = tl.load(sequence_index + index)
+        tile = tl.arange(0, TILES)
+        chunk = tile[:, None] * CHUNKS + tl.arange(0, CHUNKS)[None, :]
+        is_chunk = chunk * CHUNK < vocab_size
+        offset = index.to(tl.int64) * num_tiles
+        maxima = tl.load(chunk_maxima + offset * CHUNKS + chunk, mask=is_chunk, other=-float("inf"))
+        highest = tl.max(tl.max(maxima, axis=1), axis=0)
+        floor = highest * 0.0 - float("inf")
+        if share > 0.0:
+            floor = highest + tl.log(share)
+        masses = tl.load(best_scores + offset + tile, mask=tile < num_tiles, other=0.0)
+        peaks = tl.max(maxima, axis=1)
+        mass = tl.sum(tl.where(peaks > -float("inf"), masses * tl.exp2((peaks - highest) * LOG2_E), 0.0))
+        bound = _bound_of_chunks(maxima, is_chunk, mass, k, p, floor, highest, vocab_size)
+        selected = is_chunk & (maxima >= bound) & (maxima > -float("inf"))
+        num_selected = tl.sum(selected.to(tl.int32))
+        if num_selected <= MAX_CHUNKS:
+            flags = tl.reshape(selected.to(tl.int32), [TILES * CHUNKS])
+            chosen = chunk_lists + index.to(tl.int64) * MAX_CHUNKS
+            place = tl.reshape(tl.cumsum(flags, axis=0) - flags, [TILES, CHUNKS])
+            tl.store(chosen + place, chunk, mask=selected)
+            tl.debug_barrier()
+            listed = index.to(tl.int64) * MAX_CANDIDATES
+            count = tl.full([], 0, tl.int32)
+            for start in range(0, num_selected, GATHERED):
+                at = start + tl.arange(0, GATHERED)
+                again = tl.load(chosen + at, mask=at < num_selected, other=0)
+                candidate = again[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+                candidate = tl.where((at < num_selected)[:, None], candidate, -1)
+                values = load_logits(
+                    row, candidate, vocab_size, address, repeated, frequent, present, PENALISED
+                )
+                values *= inverse
+                keeps = (values >= bound) & (values > -float("inf"))
+                kept = tl.reshape(keeps.to(tl.int32), [GATHERED * CHUNK])
+                where = tl.reshape(count + tl.cumsum(kept, axis=0) - kept, [GATHERED, CHUNK])
+                fits = keeps & (where < MAX_CANDIDATES)
+                tl.store(candidate_values + listed + where, values, mask=fits)
+                tl.store(candidate_tokens + listed + where, candidate, mask=fits)
+                count += tl.sum(kept, axis=0)
+            tl.debug_barrier()
+            if count <= MAX_CANDIDATES:
+                entry = tl.arange(0, MAX_CANDIDATES)
+                found = tl.load(candidate_values + listed + entry, mask=entry < count, other=-float("inf"))
+                ids = tl.load(candidate_tokens + listed + entry, mask=entry < count, other=2147483647)
+                token = _draw_from_candidates(
+                    found,
+                    ids,
+                    count,
+                    k,
+                    p,
+                    floor,
+                    highest,
+                    mass,
+                    vocab_size,
+                    row_seed,
+                    row_position,
+                    row_sequence,
+                )
+        if token < 0:
+            bits = BITS
+            if PENALISED:
+                bits = tl.where(address != 0, 32, BITS)
+            threshold = row_threshold(
+                row, vocab_size, k, p, floor, bits, inverse, highest,
+                address, repeated, frequent, present, PENALISED, SEARCH_TILE,
+            )  # fmt: skip
+            token = _draw_from_row(
+                row, vocab_size, threshold, inverse, row_seed, row_position, row_sequence,
+                address, repeated, frequent, present, SEARCH_TILE // 4, PENALISED,
+            )  # fmt: skip
+    token = tl.minimum(token, vocab_size - 1)
+    tl.store(tokens + index, token.to(tl.int64))
+    if PENALISED:
+        count_occurrence(address, token)
