@@ -3,7 +3,7 @@
 Knows no request, no scheduler and no model. Importing it needs torch alone: neither Triton nor a GPU.
 """
 
-from quire_kernels.attention.schedule import AttentionSchedule
+from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.dispatch import (
     admit_slots,
     advance_slots,
@@ -22,7 +22,7 @@ from quire_kernels.dispatch import (
     rotary_embedding,
     rotary_embedding_and_cache,
     sample,
-    schedule_attention,
+    schedule_prefill,
     silu_and_mul,
     token_logprobs,
 )
@@ -31,9 +31,9 @@ from quire_kernels.sampling.params import Penalties, SamplingTensors
 from quire_kernels.slots.state import SlotState, StepRows, StepTensors, allocate_slot_state
 
 __all__ = [
-    "AttentionSchedule",
     "OccurrenceTable",
     "Penalties",
+    "PrefillSchedule",
     "SamplingTensors",
     "SlotState",
     "StepRows",
@@ -56,7 +56,7 @@ __all__ = [
     "rotary_embedding",
     "rotary_embedding_and_cache",
     "sample",
-    "schedule_attention",
+    "schedule_prefill",
     "silu_and_mul",
     "token_logprobs",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from quire_kernels.activation import cpu as activation_cpu
 from quire_kernels.attention import cpu as attention_cpu
 from quire_kernels.attention import reference as attention_reference
-from quire_kernels.attention.schedule import AttentionSchedule
+from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.norm import cpu as norm_cpu
@@ -107,10 +107,9 @@ def rotary_embedding_and_cache(
     )
 
 
-def schedule_attention(
+def schedule_prefill(
     query_start_loc: Tensor,
     seq_lens: Tensor,
-    num_seqs: Tensor | None = None,
     *,
     num_tokens: int,
     num_heads: int,
@@ -118,23 +117,21 @@ def schedule_attention(
     head_dim: int,
     sliding_window: int | None,
     element_size: int = 2,
-) -> AttentionSchedule | None:
-    """Cut the attention of a step into equal work, once for all layers that share ``sliding_window``.
+) -> PrefillSchedule | None:
+    """Cut the prefill attention of a step into equal work, once for all layers that share ``sliding_window``.
 
-    The tables are padded to R rows: ``query_start_loc [R + 1]`` and ``seq_lens [R]``, of which the first
-    ``num_seqs`` (int32 ``[1]``) are sequences and the rest may hold anything; None says that rows of padding have no
-    query token instead. ``num_tokens`` is the padded number of
-    query tokens; ``element_size`` is that of q, in bytes. One launch that depends on these two sizes alone and can be
-    captured in a CUDA graph. Returns None where attention takes no schedule; there tables must not be padded.
+    ``query_start_loc [R + 1]`` and ``seq_lens [R]`` are those of the step, which may end in rows of padding without a
+    query token; ``num_tokens`` is the padded number of query tokens, ``element_size`` that of q, in bytes. One launch
+    that depends on R and ``num_tokens`` alone and can be captured in a CUDA graph. Returns None where attention takes no
+    schedule.
     """
     if not _runs_triton(seq_lens):
         return None
     from quire_kernels.attention import paged
 
-    return paged.schedule_attention(
+    return paged.schedule_prefill(
         query_start_loc,
         seq_lens,
-        num_seqs,
         num_tokens=num_tokens,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
@@ -156,17 +153,17 @@ def paged_attention(
     sliding_window: int | None,
     max_query_len: int,
     max_seq_len: int,
-    schedule: AttentionSchedule | None = None,
+    schedule: PrefillSchedule | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> Tensor:
-    """Attend as `attention.reference` does; with the step's ``schedule`` the tables may be padded.
+    """Attend as `attention.reference` does, over tables that may be padded by rows without a query token.
 
     The caches may be of another type than q (8 bits to hold twice as much); keys are what they hold times ``k_scale``,
     values times ``v_scale``.
 
-    The launches depend on the shapes of the tensors, on whether ``max_query_len`` is 1, and, without a schedule, on
-    ``max_seq_len``.
+    The launches depend on the shapes of the tensors, on whether ``max_query_len`` is 1 (such a step takes no
+    ``schedule``) and on ``max_seq_len``.
     """
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens)
     if _runs_triton(q):

@@ -15,9 +15,9 @@ pytest.importorskip("triton")
 
 from quire_kernels.activation.reference import silu_and_mul
 from quire_kernels.activation.silu_and_mul import silu_and_mul_tiles
-from quire_kernels.attention.paged import paged_attention_mixed, schedule_attention
+from quire_kernels.attention.paged import paged_attention_mixed, schedule_prefill
 from quire_kernels.attention.reference import paged_attention
-from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, StreamConfig
+from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig
 from quire_kernels.blocks.copy import copy_blocks_spans
 from quire_kernels.blocks.reference import copy_blocks
 from quire_kernels.norm.reference import fused_add_rms_norm, rms_norm
@@ -141,14 +141,12 @@ def test_cache_of_8_bits_is_written_as_by_the_reference(dtype: torch.dtype) -> N
 def test_attention_over_a_cache_of_8_bits_equals_reference(window: int | None, dtype: torch.dtype) -> None:
     q, k_cache, v_cache, *rest = paged_case(MIXED, 6, 2, 64 if ON_GPU else 24, dtype)
     caches = [cache.float().to(torch.float8_e4m3fn) for cache in (k_cache, v_cache)]
-    stream = StreamConfig(num_streams=3, tile=16, num_warps=4, num_stages=2)
     prefill = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2)
-    check_attention((q, *caches, *rest), window, stream=stream, prefill=prefill, padding=2)
+    check_attention((q, *caches, *rest), window, prefill=prefill, padding=2)
     config = DecodeConfig(tile=16, num_splits=2, min_split=16, num_warps=4, num_stages=2)
     decode_only = paged_case(BOUNDARIES, 6, 2, 64 if ON_GPU else 24, dtype)
     narrow = [cache.float().to(torch.float8_e4m3fn) for cache in decode_only[1:3]]
     check_attention((decode_only[0], *narrow, *decode_only[3:]), window, decode=config)
-    check_attention((decode_only[0], *narrow, *decode_only[3:]), window, stream=stream)
 
 
 def test_scales_of_the_cache_multiply_keys_and_values() -> None:
@@ -200,11 +198,10 @@ def check_attention(
     window: int | None,
     *,
     decode: DecodeConfig | None = None,
-    stream: StreamConfig | None = None,
     prefill: PrefillConfig | None = None,
     padding: int = 0,
 ) -> None:
-    """Compare with the reference; with ``padding`` the tables grow by so many poisoned rows, and q by such tokens."""
+    """Compare with the reference; with ``padding`` tables and q grow by so many poisoned rows, without query tokens."""
     q, k_cache, v_cache, tables, starts, seq_lens = case
     options = {
         "scale": q.shape[2] ** -0.5,
@@ -213,24 +210,24 @@ def check_attention(
         "max_seq_len": int(seq_lens.max()),
     }
     expected = paged_attention(*case, **options)
-    num_tokens, num_seqs = q.shape[0], seq_lens.shape[0]
+    num_tokens = q.shape[0]
     poison = torch.randint(-(2**31), 2**31 - 1, (padding,), dtype=torch.int32, device=DEVICE)
     q = torch.cat((q, torch.full_like(q[:1], float("nan")).expand(padding, -1, -1)))
-    starts, seq_lens = torch.cat((starts, poison)), torch.cat((seq_lens, poison))
+    starts, seq_lens = torch.cat((starts, starts[-1:].expand(padding))), torch.cat((seq_lens, poison))
     tables = torch.cat((tables, poison[:, None].expand(-1, tables.shape[1])))
-    schedule = schedule_attention(
-        starts,
-        seq_lens,
-        torch.tensor([num_seqs], dtype=torch.int32, device=DEVICE),
-        num_tokens=q.shape[0],
-        num_heads=q.shape[1],
-        num_kv_heads=k_cache.shape[2],
-        head_dim=q.shape[2],
-        sliding_window=window,
-        element_size=q.element_size(),
-        stream=stream,
-        prefill=prefill,
-    )
+    schedule = None
+    if options["max_query_len"] > 1:
+        schedule = schedule_prefill(
+            starts,
+            seq_lens,
+            num_tokens=q.shape[0],
+            num_heads=q.shape[1],
+            num_kv_heads=k_cache.shape[2],
+            head_dim=q.shape[2],
+            sliding_window=window,
+            element_size=q.element_size(),
+            config=prefill,
+        )
     for _ in range(2):  # a second layer finds the scratch memory as the first one left it
         actual = paged_attention_mixed(
             q, k_cache, v_cache, tables, starts, seq_lens, **options, schedule=schedule, decode=decode
@@ -251,29 +248,14 @@ def test_decode_attention_equals_reference(
 ) -> None:
     head_dim = 128 if ON_GPU and num_heads > 6 else 24
     case = paged_case(
-        BOUNDARIES + ([(1, 1000), (1, 1025)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
-    )
-    config = DecodeConfig(tile=16, num_splits=num_splits, min_split=16, num_warps=4, num_stages=2)
-    check_attention(case, window, decode=config, padding=3)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
-@pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize("num_streams", [1, 3, 7, 100])
-def test_decode_in_streams_equals_reference(
-    num_heads: int, num_kv_heads: int, window: int | None, num_streams: int, dtype: torch.dtype
-) -> None:
-    head_dim = 128 if ON_GPU and num_heads > 6 else 24
-    case = paged_case(
         BOUNDARIES + ([(1, 1000), (1, 1025), (1, 9000)] if ON_GPU else []),
         num_heads,
         num_kv_heads,
         head_dim,
         dtype,
     )
-    config = StreamConfig(num_streams=num_streams, tile=16, num_warps=4, num_stages=2)
-    check_attention(case, window, stream=config, padding=2)
+    config = DecodeConfig(tile=16, num_splits=num_splits, min_split=16, num_warps=4, num_stages=2)
+    check_attention(case, window, decode=config, padding=3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -286,9 +268,8 @@ def test_mixed_attention_equals_reference(
     case = paged_case(
         MIXED + ([(700, 1500), (1, 900)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
     )
-    stream = StreamConfig(num_streams=3, tile=16, num_warps=4, num_stages=2)
     small = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2)
-    check_attention(case, window, stream=stream, prefill=small, padding=5)
+    check_attention(case, window, prefill=small, padding=5)
     if ON_GPU:
         check_attention(case, window)
 
@@ -300,13 +281,11 @@ LONG = [(3, 150), (20, 130), (0, 0), (2, 2), (1, 90), (34, 35)]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
 @pytest.mark.parametrize("window", [None, 20, 70])
-@pytest.mark.parametrize("one_loop", [False, True])
 @pytest.mark.parametrize("num_programs", [5, 100])
 def test_prefill_in_splits_equals_reference(
     num_heads: int,
     num_kv_heads: int,
     window: int | None,
-    one_loop: bool,
     num_programs: int,
     dtype: torch.dtype,
 ) -> None:
@@ -314,12 +293,10 @@ def test_prefill_in_splits_equals_reference(
     case = paged_case(
         LONG + ([(40, 4000), (100, 100)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
     )
-    stream = StreamConfig(num_streams=3, tile=16, num_warps=4, num_stages=2)
     config = PrefillConfig(
-        rows=16, tile=16, num_warps=4, num_stages=2, num_programs=num_programs, min_split=32,
-        one_loop=one_loop, blocks_ahead=one_loop,
+        rows=16, tile=16, num_warps=4, num_stages=2, num_programs=num_programs, min_split=32
     )  # fmt: skip
-    check_attention(case, window, stream=stream, prefill=config, padding=4)
+    check_attention(case, window, prefill=config, padding=4)
 
 
 def test_prefill_is_split_only_where_tiles_are_few() -> None:
@@ -327,15 +304,14 @@ def test_prefill_is_split_only_where_tiles_are_few() -> None:
 
     def splits(*lengths: tuple[int, int]) -> list[int]:
         query_lens = torch.tensor([0, *(query_len for query_len, _ in lengths)], dtype=torch.int32)
-        schedule = schedule_attention(
+        schedule = schedule_prefill(
             query_lens.cumsum(0, dtype=torch.int32).to(DEVICE),
             torch.tensor([seq_len for _, seq_len in lengths], dtype=torch.int32, device=DEVICE),
-            None,
             num_tokens=int(query_lens.sum()), num_heads=2, num_kv_heads=2, head_dim=16, sliding_window=None,
-            prefill=config,
+            config=config,
         )  # fmt: skip
-        assert int(schedule.prefill_item_starts[-1]) <= schedule.max_prefill_items
-        return schedule.prefill_splits.tolist()
+        assert int(schedule.item_starts[-1]) <= schedule.max_items
+        return schedule.splits.tolist()
 
     assert splits((64, 1600)) == [5]  # four tiles for twenty programs
     assert splits((640, 1600)) == [1]  # forty tiles
@@ -353,13 +329,11 @@ def test_attention_of_random_ragged_batches_equals_reference(seed: int) -> None:
         lengths.append((pick.choice([0, 1, 1, pick.randint(1, seq_len)]), seq_len))
     lengths.append((1, longest))
     case = paged_case(lengths, 4, 2, 16, torch.float32)
-    stream = StreamConfig(num_streams=pick.randint(1, 9), tile=16, num_warps=2, num_stages=2)
     prefill = PrefillConfig(
-        rows=16, tile=16, num_warps=2, num_stages=2, num_programs=pick.choice([1, 9, 50]), min_split=16,
-        one_loop=pick.random() < 0.5,
+        rows=16, tile=16, num_warps=2, num_stages=2, num_programs=pick.choice([1, 9, 50]), min_split=16
     )  # fmt: skip
     window = pick.choice([None, pick.randint(1, longest)])
-    check_attention(case, window, stream=stream, prefill=prefill, padding=pick.randint(0, 50))
+    check_attention(case, window, prefill=prefill, padding=pick.randint(0, 50))
 
 
 @pytest.mark.gpu
@@ -369,13 +343,12 @@ def test_one_captured_graph_serves_every_mixed_batch_of_its_bucket() -> None:
     q = random(num_tokens, 8, 64, dtype=torch.bfloat16)
     tables = torch.arange(1, 1 + num_rows * max_blocks, device=DEVICE, dtype=torch.int32).view(num_rows, -1)
     starts = torch.zeros(num_rows + 1, dtype=torch.int32, device=DEVICE)
-    seq_lens, num_seqs = torch.zeros_like(starts[1:]), torch.zeros_like(starts[:1])
+    seq_lens = torch.zeros_like(starts[1:])
     options = {"scale": 0.1, "sliding_window": None, "max_query_len": num_tokens, "max_seq_len": 640}
 
     def step() -> Tensor:
-        schedule = schedule_attention(
-            starts, seq_lens, num_seqs,
-            num_tokens=num_tokens, num_heads=8, num_kv_heads=2, head_dim=64, sliding_window=None,
+        schedule = schedule_prefill(
+            starts, seq_lens, num_tokens=num_tokens, num_heads=8, num_kv_heads=2, head_dim=64, sliding_window=None,
         )  # fmt: skip
         return paged_attention_mixed(q, *caches, tables, starts, seq_lens, **options, schedule=schedule)
 
@@ -387,10 +360,10 @@ def test_one_captured_graph_serves_every_mixed_batch_of_its_bucket() -> None:
     for query_lens in ([1] * 64, [512], [1] * 30 + [200, 2, 100, 1], [2] * 64, [3, 1]):
         count = len(query_lens)
         lens = torch.tensor(query_lens, dtype=torch.int32)
-        starts.random_(0, 1000)
+        starts.fill_(int(lens.sum()))
         starts[: count + 1] = torch.cat((torch.zeros(1), lens.cumsum(0))).int().to(DEVICE)
+        seq_lens.random_(0, 1000)
         seq_lens[:count] = (lens + torch.randint(0, 128, (count,))).int().to(DEVICE)
-        num_seqs.fill_(count)
         graph.replay()
         total = int(lens.sum())
         case = (q[:total], *caches, tables[:count], starts[: count + 1], seq_lens[:count])

@@ -40,7 +40,6 @@ def _paged_attention_decode_kernel(
     block_tables,
     query_start_loc,
     seq_lens,
-    num_seqs,  # [1], read when PADDED
     score_scale,  # scale * log2(e)
     value_scale,
     block_table_stride,
@@ -63,7 +62,6 @@ def _paged_attention_decode_kernel(
     NUM_SPLITS: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
-    PADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     finish_launching(OVERLAP)
@@ -71,11 +69,6 @@ def _paged_attention_decode_kernel(
     sequence = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
-    live = tl.num_programs(0)
-    if PADDED:
-        live = tl.load(num_seqs)
-    if sequence >= live:
-        return
     token = tl.load(query_start_loc + sequence).to(tl.int64)
     if tl.load(query_start_loc + sequence + 1) - token != 1:
         return
@@ -137,7 +130,6 @@ def _paged_attention_merge_kernel(
     out,
     query_start_loc,
     seq_lens,
-    num_seqs,
     SLIDING_WINDOW: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -145,18 +137,12 @@ def _paged_attention_merge_kernel(
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
-    PADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     finish_launching(OVERLAP)
     wait_for_inputs(OVERLAP)
     sequence = tl.program_id(0)
     head = tl.program_id(1)
-    live = tl.num_programs(0)
-    if PADDED:
-        live = tl.load(num_seqs)
-    if sequence >= live:
-        return
     token = tl.load(query_start_loc + sequence).to(tl.int64)
     if tl.load(query_start_loc + sequence + 1) - token != 1:
         return
@@ -191,11 +177,9 @@ def paged_attention_decode(
     v_scale: float = 1.0,
     sliding_window: int | None,
     config: DecodeConfig,
-    num_seqs: Tensor | None = None,
 ) -> None:
     """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with exactly one query token.
 
-    Rows of the tables at or past ``num_seqs`` (int32 ``[1]``, on the device) are padding; None means there is none.
     Shapes are those of `reference.paged_attention` and are checked by the caller. No other row is written.
     """
     num_sequences, (_, num_heads, head_dim), num_kv_heads = seq_lens.shape[0], q.shape, k_cache.shape[2]
@@ -216,11 +200,9 @@ def paged_attention_decode(
         "TILE": config.tile,
         "NUM_SPLITS": num_splits,
         "MIN_SPLIT": config.min_split,
-        "PADDED": num_seqs is not None,
         "OVERLAP": overlap,
         **launch_options(overlap),
     }
-    limit = seq_lens if num_seqs is None else num_seqs
     _paged_attention_decode_kernel[(num_sequences, num_kv_heads, num_splits)](
         q,
         k_cache,
@@ -231,7 +213,6 @@ def paged_attention_decode(
         block_tables,
         query_start_loc,
         seq_lens,
-        limit,
         scale * _LOG2_E,
         v_scale,
         block_tables.stride(0),
@@ -248,5 +229,5 @@ def paged_attention_decode(
     )
     if num_splits > 1:
         _paged_attention_merge_kernel[(num_sequences, num_heads)](
-            partial_out, partial_lse, out, query_start_loc, seq_lens, limit, num_warps=1, **cut
+            partial_out, partial_lse, out, query_start_loc, seq_lens, num_warps=1, **cut
         )

@@ -10,24 +10,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quire_kernels.attention.balance import schedule_attention_rows
+from quire_kernels.attention.balance import schedule_prefill_rows
 from quire_kernels.attention.decode import paged_attention_decode
 from quire_kernels.attention.prefill import paged_attention_prefill
-from quire_kernels.attention.schedule import AttentionSchedule
-from quire_kernels.attention.tuning import (
-    DecodeConfig,
-    PrefillConfig,
-    StreamConfig,
-    decode_config,
-    prefill_config,
-    stream_config,
-)
+from quire_kernels.attention.schedule import PrefillSchedule
+from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, decode_config, prefill_config
 
 
-def schedule_attention(
+def schedule_prefill(
     query_start_loc: Tensor,
     seq_lens: Tensor,
-    num_seqs: Tensor | None,
     *,
     num_tokens: int,
     num_heads: int,
@@ -35,22 +27,19 @@ def schedule_attention(
     head_dim: int,
     sliding_window: int | None,
     element_size: int = 2,
-    stream: StreamConfig | None = None,
-    prefill: PrefillConfig | None = None,
-) -> AttentionSchedule:
-    """Return the schedule of one step, in device memory, with tuned settings; see `dispatch.schedule_attention`."""
+    config: PrefillConfig | None = None,
+) -> PrefillSchedule:
+    """Return the schedule of one step, in device memory, with tuned settings; see `dispatch.schedule_prefill`."""
     major, num_multiprocessors = _device_facts(seq_lens.device)
-    return schedule_attention_rows(
+    return schedule_prefill_rows(
         query_start_loc,
         seq_lens,
-        num_seqs,
         num_tokens=num_tokens,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         sliding_window=sliding_window,
-        stream=stream or stream_config(major, num_multiprocessors, num_kv_heads),
-        prefill=prefill or prefill_config(major, num_multiprocessors, num_kv_heads, head_dim, element_size),
+        config=config or prefill_config(major, num_multiprocessors, num_kv_heads, head_dim, element_size),
     )
 
 
@@ -66,15 +55,16 @@ def paged_attention_mixed(
     sliding_window: int | None,
     max_query_len: int,
     max_seq_len: int,
-    schedule: AttentionSchedule | None = None,
+    schedule: PrefillSchedule | None = None,
     v_scale: float = 1.0,
     decode: DecodeConfig | None = None,
 ) -> Tensor:
     """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`.
 
-    With a ``schedule`` the tables may be padded: rows at or past its ``num_seqs`` may hold anything. Without one, all
-    rows are sequences. Values are what the cache holds times ``v_scale``. Rows of q that belong to no sequence are left
-    as they were allocated. Raises ``ValueError`` on shapes, strides or a window that the kernels cannot take.
+    The tables may be padded by rows without a query token, whose length and blocks may be anything. Without a
+    ``schedule`` one is made for this call alone. Values are what the cache holds times ``v_scale``. Rows of q that
+    belong to no sequence are left as they were allocated. Raises ``ValueError`` on shapes, strides or a window that the
+    kernels cannot take.
     """
     _check(q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, sliding_window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -89,24 +79,20 @@ def paged_attention_mixed(
         scale=scale,
         sliding_window=sliding_window,
         config=decode or decode_config(_device_facts(q.device)[0], num_rows, num_kv_heads, max_seq_len),
-        num_seqs=schedule.num_seqs if schedule else None,
         v_scale=v_scale,
     )
     if max_query_len > 1:
-        schedule = schedule or _schedule_without_padding(
-            q, k_cache, query_start_loc, seq_lens, sliding_window
-        )
+        schedule = schedule or _schedule_for_one_layer(q, k_cache, query_start_loc, seq_lens, sliding_window)
         paged_attention_prefill(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
     return out
 
 
-def _schedule_without_padding(
+def _schedule_for_one_layer(
     q: Tensor, k_cache: Tensor, query_start_loc: Tensor, seq_lens: Tensor, sliding_window: int | None
-) -> AttentionSchedule:
-    return schedule_attention(
+) -> PrefillSchedule:
+    return schedule_prefill(
         query_start_loc,
         seq_lens,
-        None,
         num_tokens=q.shape[0],
         num_heads=q.shape[1],
         num_kv_heads=k_cache.shape[2],

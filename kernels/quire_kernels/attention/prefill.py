@@ -12,111 +12,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_kernels.attention.schedule import AttentionSchedule
+from quire_kernels.attention.schedule import PrefillSchedule
+from quire_kernels.overlap import (
+    finish_launching,
+    launch_options,
+    overlaps_launches,
+    wait_for_inputs,
+)
 
 _LOG2_E = 1.4426950408889634
 # Programs beyond those that full tiles need: steps of many short prompts have more tiles, and take turns.
 _SPARE_PROGRAMS = 32
 
-_NEVER = tl.constexpr(0)
-_ALWAYS = tl.constexpr(1)
-_AT_THE_END = tl.constexpr(2)
-
 
 @triton.jit
-def _blocks_of_keys(
-    table_row, start, num_keys, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr
-):
+def _blocks_of_keys(table_row, start, num_keys, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
     """Return the cache block of each key of the tile from ``start``, a multiple of TILE; 0 for keys past the end."""
     place = tl.arange(0, TILE)
     if TILE % BLOCK_SIZE == 0:
         blocks = table_row + start // BLOCK_SIZE + place // BLOCK_SIZE
     else:
         blocks = table_row + (start + place) // BLOCK_SIZE
-    if MASKED:
-        return tl.load(blocks, mask=place < num_keys - start, other=0).to(tl.int64)
-    return tl.load(blocks).to(tl.int64)
-
-
-@triton.jit
-def _attend_to_keys(
-    queries,
-    maximum,
-    total,
-    accumulated,
-    k_head,
-    v_head,
-    table_row,
-    position,  # [ROWS] of each query row
-    begin,
-    end,
-    all_see,  # keys before this one are visible to every row
-    num_keys,
-    score_scale,  # positive
-    k_block_stride,
-    k_slot_stride,
-    v_block_stride,
-    v_slot_stride,
-    SLIDING_WINDOW: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    MASK: tl.constexpr,  # which tiles hold keys that not every row sees
-    BLOCKS_AHEAD: tl.constexpr,  # whether the table is read one tile ahead
-    PRECISION: tl.constexpr,
-):
-    dim = tl.arange(0, WIDTH)
-    place = tl.arange(0, TILE)
-    MASKED: tl.constexpr = MASK != _NEVER
-    # Where blocks fit into tiles, a key's place in its block is that of its place in the tile: one multiplication and
-    # addition per row and tile is left.
-    slot = place % BLOCK_SIZE
-    k_place = k_head + slot[:, None] * k_slot_stride + dim[None, :]
-    v_place = v_head + slot[:, None] * v_slot_stride + dim[None, :]
-    if BLOCKS_AHEAD:
-        following = _blocks_of_keys(table_row, begin, num_keys, BLOCK_SIZE, TILE, True)
-    for start in range(begin, end, TILE):
-        key = start + place
-        if TILE % BLOCK_SIZE:
-            slot = key % BLOCK_SIZE
-            k_place = k_head + slot[:, None] * k_slot_stride + dim[None, :]
-            v_place = v_head + slot[:, None] * v_slot_stride + dim[None, :]
-        if BLOCKS_AHEAD:
-            block = following  # pyright: ignore[reportUnboundVariable]
-            following = _blocks_of_keys(table_row, start + TILE, num_keys, BLOCK_SIZE, TILE, True)
-        else:
-            block = _blocks_of_keys(table_row, start, num_keys, BLOCK_SIZE, TILE, MASKED)
-        k_address = k_place + (block * k_block_stride)[:, None]
-        v_address = v_place + (block * v_block_stride)[:, None]
-        if MASKED or WIDTH != HEAD_DIM:
-            inside = (place < num_keys - start)[:, None] & (dim[None, :] < HEAD_DIM)
-            keys = tl.load(k_address, mask=inside, other=0.0)
-            values = tl.load(v_address, mask=inside, other=0.0)
-        else:
-            keys = tl.load(k_address)
-            values = tl.load(v_address)
-        scores = tl.dot(queries, tl.trans(keys.to(queries.dtype)), input_precision=PRECISION)
-        if MASKED and (MASK == _ALWAYS or start + TILE > all_see):
-            visible = key[None, :] <= position[:, None]
-            if SLIDING_WINDOW > 0:
-                visible = visible & (key[None, :] > position[:, None] - SLIDING_WINDOW)
-            scores = tl.where(visible, scores, -float("inf"))
-        # Scaled after the maximum is taken, so that scale and subtraction are one instruction per score.
-        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * score_scale)
-        reference = new_maximum
-        if MASKED:
-            # A row that has seen no key yet must not subtract infinity from infinity.
-            reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-        weights = tl.exp2(tl.fma(scores, score_scale, -reference[:, None]))
-        rescale = tl.exp2(maximum - reference)
-        total = total * rescale + tl.sum(weights, axis=1)
-        accumulated = accumulated * rescale[:, None]
-        accumulated = tl.dot(
-            weights.to(queries.dtype), values.to(queries.dtype), acc=accumulated, input_precision=PRECISION
-        )
-        maximum = new_maximum
-    return maximum, total, accumulated
+    return tl.load(blocks, mask=place < num_keys - start, other=0).to(tl.int64)
 
 
 @triton.jit
@@ -172,7 +89,7 @@ def _paged_attention_prefill_kernel(
     row_splits,  # [R]
     part_starts,  # [R]
     num_rows,
-    score_scale,  # scale * log2(e)
+    score_scale,  # scale * log2(e), positive
     value_scale,
     block_table_stride,
     q_token_stride,
@@ -193,14 +110,16 @@ def _paged_attention_prefill_kernel(
     ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     TILE: tl.constexpr,
-    ONE_LOOP: tl.constexpr,
-    BLOCKS_AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    finish_launching(OVERLAP)
+    wait_for_inputs(OVERLAP)
     num_items = tl.load(item_starts + num_rows)
     kv_head = tl.program_id(1)
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, WIDTH)
+    place = tl.arange(0, TILE)
     k_head = k_cache + kv_head * k_head_stride
     v_head = v_cache + kv_head * v_head_stride
     turn = tl.program_id(0)
@@ -241,63 +160,45 @@ def _paged_attention_prefill_kernel(
         total = tl.zeros([ROWS], tl.float32)
         accumulated = tl.zeros([ROWS, WIDTH], tl.float32)
         table_row = block_tables + sequence.to(tl.int64) * block_table_stride
-        if SLIDING_WINDOW == 0 and not ONE_LOOP:
-            unmasked_end = tl.minimum(all_see // TILE * TILE, end)
-            maximum, total, accumulated = _attend_to_keys(
-                queries,
-                maximum,
-                total,
-                accumulated,
-                k_head,
-                v_head,
-                table_row,
-                position,
-                begin,
-                unmasked_end,
-                all_see,
-                num_keys,
-                score_scale,
-                k_block_stride,
-                k_slot_stride,
-                v_block_stride,
-                v_slot_stride,
-                SLIDING_WINDOW,
-                BLOCK_SIZE,
-                HEAD_DIM,
-                WIDTH,
-                TILE,
-                _NEVER,
-                BLOCKS_AHEAD,
-                PRECISION,
+        # Where blocks fit into tiles, a key's place in its block is that of its place in the tile: one multiplication and
+        # addition per row and tile is left.
+        slot = place % BLOCK_SIZE
+        k_place = k_head + slot[:, None] * k_slot_stride + dim[None, :]
+        v_place = v_head + slot[:, None] * v_slot_stride + dim[None, :]
+        # The table is read one tile ahead: as a stage of its own in the pipeline it would take the place of one of keys.
+        following = _blocks_of_keys(table_row, begin, num_keys, BLOCK_SIZE, TILE)
+        for start in range(begin, end, TILE):
+            key = start + place
+            if TILE % BLOCK_SIZE:
+                slot = key % BLOCK_SIZE
+                k_place = k_head + slot[:, None] * k_slot_stride + dim[None, :]
+                v_place = v_head + slot[:, None] * v_slot_stride + dim[None, :]
+            block = following
+            following = _blocks_of_keys(table_row, start + TILE, num_keys, BLOCK_SIZE, TILE)
+            inside = (place < num_keys - start)[:, None] & (dim[None, :] < HEAD_DIM)
+            keys = tl.load(k_place + (block * k_block_stride)[:, None], mask=inside, other=0.0)
+            values = tl.load(v_place + (block * v_block_stride)[:, None], mask=inside, other=0.0)
+            scores = tl.dot(queries, tl.trans(keys.to(queries.dtype)), input_precision=PRECISION)
+            if SLIDING_WINDOW > 0 or start + TILE > all_see:
+                visible = key[None, :] <= position[:, None]
+                if SLIDING_WINDOW > 0:
+                    visible = visible & (key[None, :] > position[:, None] - SLIDING_WINDOW)
+                scores = tl.where(visible, scores, -float("inf"))
+            # Scaled after the maximum is taken, so that scale and subtraction are one instruction per score.
+            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * score_scale)
+            # A row that has seen no key yet must not subtract infinity from infinity.
+            reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
+            weights = tl.exp2(tl.fma(scores, score_scale, -reference[:, None]))
+            rescale = tl.exp2(maximum - reference)
+            total = total * rescale + tl.sum(weights, axis=1)
+            accumulated = accumulated * rescale[:, None]
+            accumulated = tl.dot(
+                weights.to(queries.dtype),
+                values.to(queries.dtype),
+                acc=accumulated,
+                input_precision=PRECISION,
             )
-            begin = tl.maximum(begin, unmasked_end)
-        maximum, total, accumulated = _attend_to_keys(
-            queries,
-            maximum,
-            total,
-            accumulated,
-            k_head,
-            v_head,
-            table_row,
-            position,
-            begin,
-            end,
-            all_see,
-            num_keys,
-            score_scale,
-            k_block_stride,
-            k_slot_stride,
-            v_block_stride,
-            v_slot_stride,
-            SLIDING_WINDOW,
-            BLOCK_SIZE,
-            HEAD_DIM,
-            WIDTH,
-            TILE,
-            _AT_THE_END if SLIDING_WINDOW == 0 and ONE_LOOP else _ALWAYS,
-            BLOCKS_AHEAD,
-            PRECISION,
-        )
+            maximum = new_maximum
         total = tl.where(total == 0.0, 1.0, total)
         result = accumulated * (value_scale / total)[:, None]
         target = out + (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :]
@@ -306,10 +207,10 @@ def _paged_attention_prefill_kernel(
         else:
             first_part = tl.load(part_starts + sequence) + item_of_row - split
             first_place = (first_part * NUM_KV_HEADS + kv_head) * ROWS
-            place = first_place + split * (NUM_KV_HEADS * ROWS) + row
-            part = part_out + place[:, None] * HEAD_DIM + dim[None, :]
+            part_row = first_place + split * (NUM_KV_HEADS * ROWS) + row
+            part = part_out + part_row[:, None] * HEAD_DIM + dim[None, :]
             tl.store(part, result, mask=(dim < HEAD_DIM)[None, :])
-            tl.store(part_lse + place, maximum + tl.log2(total))
+            tl.store(part_lse + part_row, maximum + tl.log2(total))
             # Every thread's part must be written before one of them says so.
             tl.debug_barrier()
             arrival = arrivals + first_part * NUM_KV_HEADS + kv_head
@@ -339,32 +240,33 @@ def paged_attention_prefill(
     *,
     scale: float,
     v_scale: float = 1.0,
-    schedule: AttentionSchedule,
+    schedule: PrefillSchedule,
 ) -> None:
     """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with two or more query
     tokens.
 
     Shapes are those of `reference.paged_attention` and are checked by the caller. No other row is written.
     """
-    config, (num_tokens, num_heads, head_dim), num_kv_heads = schedule.prefill, q.shape, k_cache.shape[2]
+    config, (num_tokens, num_heads, head_dim), num_kv_heads = schedule.config, q.shape, k_cache.shape[2]
     group = num_heads // num_kv_heads
     useful = num_tokens // schedule.queries_per_tile + config.num_programs + _SPARE_PROGRAMS
-    programs = min(useful, schedule.max_prefill_items)
+    programs = min(useful, schedule.max_items)
+    overlap = overlaps_launches(q.device)
     _paged_attention_prefill_kernel[(programs, num_kv_heads)](
         q,
         k_cache,
         v_cache,
         out,
-        schedule.prefill_part_out,
-        schedule.prefill_part_lse,
-        schedule.prefill_arrivals,
+        schedule.part_out,
+        schedule.part_lse,
+        schedule.arrivals,
         block_tables,
         query_start_loc,
         seq_lens,
-        schedule.prefill_item_starts,
-        schedule.prefill_item_rows,
-        schedule.prefill_splits,
-        schedule.prefill_part_starts,
+        schedule.item_starts,
+        schedule.item_rows,
+        schedule.splits,
+        schedule.part_starts,
         seq_lens.shape[0],
         scale * _LOG2_E,
         v_scale,
@@ -382,10 +284,9 @@ def paged_attention_prefill(
         ROWS=schedule.rows_per_tile,
         BLOCK_Q=schedule.queries_per_tile,
         TILE=config.tile,
-        ONE_LOOP=config.one_loop,
-        BLOCKS_AHEAD=config.blocks_ahead,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        OVERLAP=overlap,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        maxnreg=config.max_registers,
+        **launch_options(overlap),
     )

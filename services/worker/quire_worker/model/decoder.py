@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from quire_kernels import (
-    AttentionSchedule,
+    PrefillSchedule,
     gated_linear,
     linear,
     linear_add_,
     paged_attention,
     rms_norm,
     rotary_embedding_and_cache,
-    schedule_attention,
+    schedule_prefill,
 )
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -77,11 +77,14 @@ class Decoder:
             residual = linear_add_(residual, gated, layer.down, layer.down_bias)
         linear(rms_norm(residual, weights.norm, eps), weights.lm_head, out=logits)
 
-    def _schedules(self, inputs: StepInputs) -> dict[int | None, AttentionSchedule | None]:
-        """How the layers of each window cut their attention; made once a step."""
+    def _schedules(self, inputs: StepInputs) -> dict[int | None, PrefillSchedule | None]:
+        """How the layers of each window cut their prefill; made once a step, and only where it has any."""
         config = self._config
+        windows = set(config.sliding_windows)
+        if inputs.max_query_len == 1:
+            return dict.fromkeys(windows)
         return {
-            window: schedule_attention(
+            window: schedule_prefill(
                 inputs.query_start_loc,
                 inputs.seq_lens,
                 num_tokens=len(inputs.token_ids),
@@ -91,7 +94,7 @@ class Decoder:
                 sliding_window=window,
                 element_size=self._weights.embedding.element_size(),
             )
-            for window in set(config.sliding_windows)
+            for window in windows
         }
 
     def _attention(
@@ -101,7 +104,7 @@ class Decoder:
         inputs: StepInputs,
         kv: Tensor,
         window: int | None,
-        schedule: AttentionSchedule | None,
+        schedule: PrefillSchedule | None,
     ) -> Tensor:
         config = self._config
         qkv = linear(rms_norm(residual, layer.input_norm, config.rms_norm_eps), layer.qkv, layer.qkv_bias)
