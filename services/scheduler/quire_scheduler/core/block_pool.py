@@ -21,7 +21,7 @@ class BlockPool:
         self._free = [BlockId(block) for block in range(num_blocks, 0, -1)]
         self._cached: OrderedDict[BlockId, None] = OrderedDict()
         self._num_holders = [0] * (num_blocks + 1)
-        self._hash_of_block: dict[BlockId, bytes] = {}
+        self._hash_of_block: list[bytes | None] = [None] * (num_blocks + 1)
         self._block_of_hash: dict[bytes, BlockId] = {}
 
     @property
@@ -70,7 +70,7 @@ class BlockPool:
         assert self._num_holders[block] > 0, f"block {block} let go without a holder"
         self._num_holders[block] -= 1
         if self._num_holders[block] == 0:
-            if block in self._hash_of_block:
+            if self._hash_of_block[block] is not None:
                 self._cached[block] = None
             else:
                 self._free.append(block)
@@ -86,7 +86,7 @@ class BlockPool:
     def remember(self, block: BlockId, content_hash: bytes) -> bool:
         """Names the content of a used block. False when another block has that content already or it has a name."""
         assert self._num_holders[block] > 0, f"block {block} named while nobody holds it"
-        if content_hash in self._block_of_hash or block in self._hash_of_block:
+        if content_hash in self._block_of_hash or self._hash_of_block[block] is not None:
             return False
         self._block_of_hash[content_hash] = block
         self._hash_of_block[block] = content_hash
@@ -94,7 +94,7 @@ class BlockPool:
 
     def withdraw(self, block: BlockId, content_hash: bytes) -> None:
         """Takes back a name whose content was never written; no effect once the block has moved on."""
-        if self._hash_of_block.get(block) != content_hash:
+        if self._hash_of_block[block] != content_hash:
             return
         self._forget(block)
         if block in self._cached:
@@ -102,4 +102,7 @@ class BlockPool:
             self._free.append(block)
 
     def _forget(self, block: BlockId) -> None:
-        del self._block_of_hash[self._hash_of_block.pop(block)]
+        content_hash = self._hash_of_block[block]
+        assert content_hash is not None, f"block {block} has no name to forget"
+        self._hash_of_block[block] = None
+        del self._block_of_hash[content_hash]
