@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from benchmarks.gpu.model import Model
-from quire.cli.child import Child
+from quire.launcher.child import Child
 from quire.rpc.channel import open_channel
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 

@@ -16,6 +16,8 @@ from quire.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+# Looked up before any fork: between fork and exec a child of a threaded process should do next to nothing.
+_prctl = ctypes.CDLL(None).prctl
 _READY_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 40.0
 _FIRST_BACKOFF_S = 0.2
@@ -101,5 +103,5 @@ class Child:
 
 
 def _die_with_parent() -> None:
-    """In the child: be told to end when the launcher is gone, however it went."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In the child: be told to end when the thread that started it is gone, and with it the launcher, however it went."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

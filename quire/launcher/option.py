@@ -1,0 +1,68 @@
+"""The options of a whole stack: the flags of its services under one parser, and each service's share of them again.
+
+Knows no process.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from quire.config import SchedulerConfig, TokenizerConfig, WorkerConfig
+from quire.config.flag import add_flags
+from quire.config.not_built import add_refused_flags, refuse
+from quire.errors import ConfigError
+
+_WIRING = frozenset({"scheduler", "reuse_port", "data_port", "advertise_host", "group_name"})
+"""Settings that the launcher makes, not its user."""
+
+
+def add_stack_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds every flag of a stack."""
+    parser.add_argument("model_tag", nargs="?", help="Model directory or hub id; the same as --model.")
+    add_flags(parser, TokenizerConfig, skip=_WIRING)
+    add_flags(parser, WorkerConfig, skip=_WIRING)
+    add_flags(parser, SchedulerConfig, skip=_WIRING)
+    parser.add_argument(
+        "--tokenizer-replicas",
+        type=int,
+        default=1,
+        help="Tokenizer processes that share the port (default: 1).",
+    )
+    add_refused_flags(parser)
+
+
+def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """What `argv` asks for, every value checked before anything starts. Raises `ConfigError`."""
+    options = parser.parse_args(list(argv))
+    refuse(options)
+    if options.model_tag is not None:
+        options.model = options.model_tag
+    if options.tokenizer_replicas < 1:
+        raise ConfigError(f"--tokenizer-replicas={options.tokenizer_replicas}: must be at least 1")
+    for config_type in (TokenizerConfig, WorkerConfig, SchedulerConfig):
+        names = [each.name for each in fields(config_type) if each.name not in _WIRING]
+        config_type(**{name: getattr(options, name) for name in names})
+    return options
+
+
+def service_arguments(options: argparse.Namespace, config_type: type[Any]) -> list[str]:
+    """The command line of a service: what differs from its defaults. Its addresses are wired by the launcher."""
+    arguments = ["--host", options.host] if config_type is TokenizerConfig else []
+    if config_type is SchedulerConfig:
+        arguments += ["--grpc-port", "0"]
+    for each in fields(config_type):
+        if each.name in _WIRING or each.name in ("host", "grpc_port"):
+            continue
+        value = getattr(options, each.name)
+        if value != each.default:
+            arguments += flag_of(each.name, value)
+    return arguments
+
+
+def flag_of(name: str, value: Any) -> list[str]:
+    """The words of a command line that give the setting `name` its `value`."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)]
