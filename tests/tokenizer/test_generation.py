@@ -90,3 +90,16 @@ async def test_sequences_of_one_request_come_side_by_side_and_differ(stack: _Sta
     assert tokens == {index: _truth(index) for index in range(4)}
     assert len(set(map(tuple, tokens.values()))) == 4
     assert last.usage.completion_tokens == 4 * _NUM_TOKENS
+
+
+async def test_the_prompt_comes_back_as_token_ids_once_and_only_on_demand(stack: _Stack) -> None:
+    worker = EchoWorker(stack.scheduler.address, steps_per_s=50)
+    text = "Enter two citizens."
+    async with echoing(worker), Client(stack.front.address) as client:
+        await client.until_ready()
+        request = request_of(text, seed=3, max_tokens=8)
+        assert not [each async for each in client.stub.Generate(request) if each.prompt_token_ids]
+        request.return_prompt_token_ids = True
+        responses = [each async for each in client.stub.Generate(request)]
+    assert list(responses[0].prompt_token_ids) == byte_level().encode(text).ids
+    assert len(responses) > 1 and not [each for each in responses[1:] if each.prompt_token_ids]

@@ -30,7 +30,11 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             async with self._engine.open(
                 request, deadline_ms=deadline_ms, traceparent=traceparent_in(context.invocation_metadata())
             ) as stream:
+                prompt_to_show = stream.prompt_token_ids if request.return_prompt_token_ids else ()
                 while (response := await stream.next_response()) is not None:
+                    if prompt_to_show:
+                        response.prompt_token_ids.extend(prompt_to_show)
+                        prompt_to_show = ()
                     yield response
         except QuireError as error:
             await abort_with(context, error)

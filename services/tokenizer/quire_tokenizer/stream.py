@@ -6,7 +6,7 @@ own text. Knows no gRPC stream and no scheduler connection.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic, time_ns
 from typing import cast
 
@@ -111,6 +111,11 @@ class RequestStream:
     def finished(self) -> bool:
         """Whether nothing more comes."""
         return self._num_live == 0 or self._error is not None
+
+    @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        """The prompt as the model is given it."""
+        return self._prompt_token_ids
 
     @property
     def num_prompt_tokens(self) -> int:
