@@ -40,6 +40,14 @@ def test_graphs_are_captured_largest_first() -> None:
     assert len(captured) == len(set(captured)) < 160
 
 
+def test_few_draws_serve_every_shape() -> None:
+    table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN, 1024)
+    shapes, rows = table.captured(), table.captured_rows()
+    assert {shape.num_rows for shape in shapes} == set(rows)
+    assert rows == sorted(set(rows), reverse=True)
+    assert len(rows) < len(shapes) / 2
+
+
 @pytest.mark.parametrize(
     ("num_tokens", "num_rows", "is_decode", "max_seq_len", "shape"),
     [

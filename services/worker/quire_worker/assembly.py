@@ -92,15 +92,22 @@ def _measured_step_bytes(step: DeviceStep, config: WorkerConfig, max_model_len: 
 
 def _captured(step: DeviceStep, shapes: ShapeTable) -> StepGraphs:
     started = perf_counter()
-    wanted = shapes.captured()
+    forwards, draws = shapes.captured(), shapes.captured_rows()
+    num_wanted, num_captured = len(forwards) + len(draws), 0
     graphs = StepGraphs()
 
-    def report(num_captured: int) -> None:
-        if num_captured % 16 == 0 or num_captured == len(wanted):
+    def report() -> None:
+        nonlocal num_captured
+        num_captured += 1
+        if num_captured % 16 == 0 or num_captured == num_wanted:
             seconds = round(perf_counter() - started, 1)
             logger.info(
-                "capturing steps", extra={"captured": num_captured, "of": len(wanted), "seconds": seconds}
+                "capturing steps", extra={"captured": num_captured, "of": num_wanted, "seconds": seconds}
             )
 
-    graphs.capture(wanted, step.batch.load_padding, step.run, report)
+    def load_rows(num_rows: int) -> None:
+        step.batch.load_padding(StepShape(num_rows, num_rows, True, 1))
+
+    graphs.forwards.capture(forwards, step.batch.load_padding, step.forward, report)
+    graphs.draws.capture(draws, load_rows, step.draw, report)
     return graphs

@@ -1,7 +1,9 @@
-"""One whole step on the device, from slots to slots: read, embed, run all layers, draw, move on.
+"""One whole step on the device, from slots to slots, in two halves: `forward` reads, embeds and runs all layers; `draw`
+masks, draws and moves the slots on.
 
-A fixed sequence of launches for each shape, with no look at a value and no wait for the host, so that it can be
-captured. Knows the decoder, the cache and the batch; no plan.
+Each is a fixed sequence of launches, with no look at a value and no wait for the host, so that it can be captured. A
+forward pass depends on the shape of its step, a draw on the number of rows alone; between them the host may change
+logits. Knows the decoder, the cache and the batch; no plan.
 """
 
 import torch
@@ -31,18 +33,29 @@ class DeviceStep:
         self._block_size = kv_cache.shape[3]
         self._logits = decoder.allocate_logits(max_num_seqs)
 
-    @torch.inference_mode()
     def run(self, shape: StepShape) -> None:
-        """Launches everything; what the rows drew is in `batch.drawn` when the device gets there."""
+        """Launches both halves; what the rows drew is in `batch.drawn` when the device gets there."""
+        self.forward(shape)
+        self.draw(shape.num_rows)
+
+    @torch.inference_mode()
+    def forward(self, shape: StepShape) -> None:
+        """Launches the first half, whose outcome is `logits`."""
         batch = self.batch
         rows, tensors = batch.rows(shape), batch.tensors(shape)
         prepare_step(batch.state, rows, self._block_size, tensors)
-        logits = self.logits(shape.num_rows)
-        self._decoder.forward(self._inputs(shape, rows, tensors), self.kv_cache, logits)
-        masked = mask_early_stops(batch.state, rows, tensors.seq_lens, logits)
+        self._decoder.forward(self._inputs(shape, rows, tensors), self.kv_cache, self.logits(shape.num_rows))
+
+    @torch.inference_mode()
+    def draw(self, num_rows: int) -> None:
+        """Launches the second half of a step of so many rows, padding included, over the `logits` of the first."""
+        batch = self.batch
+        shape = StepShape(num_tokens=0, num_rows=num_rows, is_decode=False, max_seq_len=0)
+        rows, tensors = batch.rows(shape), batch.tensors(shape)
+        masked = mask_early_stops(batch.state, rows, tensors.seq_lens, self.logits(num_rows))
         tokens = sample(masked.logits, _sampling(tensors), rows.draws, batch.penalties(rows))
         masked.restore()
-        advance_slots(batch.state, rows, tokens, batch.drawn[: shape.num_rows])
+        advance_slots(batch.state, rows, tokens, batch.drawn[:num_rows])
 
     def logits(self, num_rows: int) -> Tensor:
         """Logits `[num_rows, vocab]` of the last step, until the next one."""

@@ -50,9 +50,17 @@ class Runner:
         batch = self._step.batch
         batch.enter(changes, self._step.kv_cache)
         batch.load(columns, shape)
-        if self._graphs is None or not self._graphs.replay(shape):
-            self._step.run(shape)
+        self._forward(shape)
+        self._draw(shape.num_rows)
         return self._pending(plan, columns)
+
+    def _forward(self, shape: StepShape) -> None:
+        if self._graphs is None or not self._graphs.forwards.replay(shape):
+            self._step.forward(shape)
+
+    def _draw(self, num_rows: int) -> None:
+        if self._graphs is None or not self._graphs.draws.replay(num_rows):
+            self._step.draw(num_rows)
 
     def _shape_of(self, columns: StepColumns) -> StepShape:
         if self._shapes is None:

@@ -1,47 +1,63 @@
-"""Captured steps: one CUDA graph per shape, all over one memory pool.
+"""Captured launches: CUDA graphs by what their sizes follow from, all over one memory pool.
 
-Made once at start-up, largest first. Knows how to capture and replay; what a step does is the caller's.
+Made once at start-up, largest first. Knows how to capture and replay; what is launched is the caller's.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from quire_worker.step_shape import StepShape
 
+Size = TypeVar("Size", bound=Hashable)
 
-class StepGraphs:
-    """Graphs by shape."""
 
-    def __init__(self) -> None:
-        self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+class GraphSet(Generic[Size]):
+    """Graphs of one sequence of launches, one for each size of it."""
+
+    def __init__(self, pool: Any, stream: torch.cuda.Stream) -> None:
+        self._graphs: dict[Size, torch.cuda.CUDAGraph] = {}
+        self._pool = pool
+        self._stream = stream
 
     def capture(
         self,
-        shapes: Iterable[StepShape],
-        load: Callable[[StepShape], None],
-        run: Callable[[StepShape], None],
-        on_progress: Callable[[int], None],
+        sizes: Iterable[Size],
+        load: Callable[[Size], None],
+        run: Callable[[Size], None],
+        on_progress: Callable[[], None],
     ) -> None:
-        """Captures `run` at every shape, after `load`; it runs once before, so that its kernels are compiled and loaded."""
-        for shape in shapes:
-            load(shape)
-            run(shape)
+        """Captures `run` at every size, after `load`; it runs once before, so that its kernels are compiled and loaded."""
+        for size in sizes:
+            load(size)
+            run(size)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
-                run(shape)
-            self._graphs[shape] = graph
-            on_progress(len(self._graphs))
+                run(size)
+            self._graphs[size] = graph
+            on_progress()
 
-    def replay(self, shape: StepShape) -> bool:
-        """Launches the step; False when the shape was not captured."""
-        graph = self._graphs.get(shape)
+    def replay(self, size: Size) -> bool:
+        """Launches it; False when the size was not captured."""
+        graph = self._graphs.get(size)
         if graph is None:
             return False
         graph.replay()
         return True
+
+
+class StepGraphs:
+    """The two halves of a step: forward passes by shape, draws by number of rows.
+
+    They are graphs of their own because the host may have something to say between them, and because draws depend on so
+    little that a few graphs serve every shape.
+    """
+
+    def __init__(self) -> None:
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        self.forwards = GraphSet[StepShape](pool, stream)
+        self.draws = GraphSet[int](pool, stream)

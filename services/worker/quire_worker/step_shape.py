@@ -57,6 +57,10 @@ class ShapeTable:
         ]
         return sorted((*decode, *mixed), reverse=True)
 
+    def captured_rows(self) -> list[int]:
+        """The numbers of rows of what is captured, largest first."""
+        return sorted({shape.num_rows for shape in self.captured()}, reverse=True)
+
     def shape_of(self, num_tokens: int, num_rows: int, *, is_decode: bool, max_seq_len: int) -> StepShape:
         """The smallest shape that holds the step."""
         longest = self._contexts[-1]
