@@ -3,7 +3,8 @@
 For byte-level BPE a table gives every token's bytes, and an incremental UTF-8 decoder does the rest. For every other
 family the text of a short window of tokens is compared with that of the same window and one more token, as the field
 does it (Hugging Face text-generation-inference). The pieces always add up to the full decoding; therefore a run of
-byte-fallback tokens gives its text when it ends, because one bad byte turns every byte of the run into U+FFFD.
+byte-fallback tokens gives its text when it ends or is surely bad, because one bad byte turns every byte of the run into
+U+FFFD. The window never grows with the text, nor with tokens that bring none.
 """
 
 import codecs
@@ -43,7 +44,8 @@ class DetokenizerFactory:
             if self._bytes_of_token is not None
             else None
         )
-        self._byte_ids = _byte_fallback_ids(tokenizer)
+        self._byte_of_id = _byte_fallback(tokenizer)
+        self._joins_bytes = "ByteLevel" in _decoder_types(tokenizer)
 
     def new(self, *, skip_special_tokens: bool) -> Detokenizer:
         """A detokenizer for one sequence."""
@@ -51,7 +53,10 @@ class DetokenizerFactory:
         if table is not None:
             return _ByteLevelDetokenizer(table)
         return _WindowDetokenizer(
-            self._tokenizer, self._special_ids if skip_special_tokens else frozenset(), self._byte_ids
+            self._tokenizer,
+            self._special_ids if skip_special_tokens else frozenset(),
+            self._byte_of_id,
+            joins_bytes=self._joins_bytes,
         )
 
 
@@ -71,21 +76,35 @@ class _ByteLevelDetokenizer:
 class _WindowDetokenizer:
     """Decodes `[prefix, read)` and `[prefix, end)`; what the second has more is new, unless it may still change."""
 
-    def __init__(self, tokenizer: Tokenizer, skipped_ids: frozenset[int], byte_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skipped_ids: frozenset[int],
+        byte_of_id: dict[int, int],
+        *,
+        joins_bytes: bool,
+    ) -> None:
         self._tokenizer = tokenizer
         self._skipped_ids = skipped_ids
-        self._byte_ids = byte_ids
+        self._byte_of_id = byte_of_id
+        self._joins_bytes = joins_bytes
         self._token_ids: list[int] = []
         self._num_read = 0
+        self._run = codecs.getincrementaldecoder("utf-8")()
+        self._run_is_bad = False
 
     def add(self, token_id: int) -> str:
         if token_id in self._skipped_ids or self._tokenizer.id_to_token(token_id) is None:
             return ""
+        if token_id in self._byte_of_id:
+            return self._add_byte(token_id)
+        self._run.reset()
+        self._run_is_bad = False
         self._token_ids.append(token_id)
-        if token_id in self._byte_ids:
-            return ""
         piece = self._new_text()
-        if not piece or piece.endswith(REPLACEMENT):
+        if not piece and self._num_read:
+            self._token_ids.pop()
+        if not piece or (self._joins_bytes and piece.endswith(REPLACEMENT)):
             return ""
         # The tokens of the last piece stay as the window's start: they fix the spacing of what follows.
         del self._token_ids[: self._num_read]
@@ -98,22 +117,45 @@ class _WindowDetokenizer:
         self._num_read = 0
         return piece
 
+    def _add_byte(self, token_id: int) -> str:
+        """Takes one byte of a run: nothing is certain until the run ends, but that it is bad, once it is."""
+        if self._run_is_bad:
+            return REPLACEMENT
+        self._token_ids.append(token_id)
+        try:
+            self._run.decode(bytes((self._byte_of_id[token_id],)))
+        except UnicodeDecodeError:
+            self._run_is_bad = True
+        if not self._run_is_bad:
+            return ""
+        piece = self._new_text()
+        # Whatever follows, the run's bytes are U+FFFD each: one byte that is none by itself stands for all of them.
+        self._token_ids = [next(i for i in reversed(self._token_ids) if self._byte_of_id.get(i, 0) >= 0x80)]
+        self._num_read = 1
+        return piece
+
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._token_ids[: self._num_read], skip_special_tokens=False)
         return self._tokenizer.decode(self._token_ids, skip_special_tokens=False)[len(before) :]
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    types = _decoder_types(tokenizer)
+    return "ByteLevel" in types and types <= {"ByteLevel", "Fuse"}
+
+
+def _decoder_types(tokenizer: Tokenizer) -> set[str]:
+    """The decoder's type, or those that it is a sequence of."""
     decoder = json.loads(tokenizer.to_str())["decoder"] or {}
-    return decoder.get("type") == "ByteLevel"
+    return {str(each.get("type")) for each in decoder.get("decoders", [decoder])}
 
 
-def _byte_fallback_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that the ByteFallback decoder takes for a byte, such as <0x0A>; none where it is not used."""
-    if '"ByteFallback"' not in json.dumps(json.loads(tokenizer.to_str())["decoder"]):
-        return frozenset()
+def _byte_fallback(tokenizer: Tokenizer) -> dict[int, int]:
+    """The byte of each token that the ByteFallback decoder takes for one, such as <0x0A>; none where it is not used."""
+    if "ByteFallback" not in _decoder_types(tokenizer):
+        return {}
     vocab = tokenizer.get_vocab(with_added_tokens=True)
-    return frozenset(i for token, i in vocab.items() if _BYTE_TOKEN.fullmatch(token))
+    return {i: int(token[3:5], 16) for token, i in vocab.items() if _BYTE_TOKEN.fullmatch(token)}
 
 
 def _byte_table(tokenizer: Tokenizer) -> list[bytes]:
