@@ -90,7 +90,8 @@ class _WindowDetokenizer:
         self._joins_bytes = joins_bytes
         self._token_ids: list[int] = []
         self._num_read = 0
-        self._run = codecs.getincrementaldecoder("utf-8")()
+        self._character = b""
+        """What a run of bytes has of a character that is not complete."""
         self._run_is_bad = False
 
     def add(self, token_id: int) -> str:
@@ -98,7 +99,7 @@ class _WindowDetokenizer:
             return ""
         if token_id in self._byte_of_id:
             return self._add_byte(token_id)
-        self._run.reset()
+        self._character = b""
         self._run_is_bad = False
         self._token_ids.append(token_id)
         piece = self._new_text()
@@ -122,10 +123,12 @@ class _WindowDetokenizer:
         if self._run_is_bad:
             return REPLACEMENT
         self._token_ids.append(token_id)
+        self._character += bytes((self._byte_of_id[token_id],))
         try:
-            self._run.decode(bytes((self._byte_of_id[token_id],)))
-        except UnicodeDecodeError:
-            self._run_is_bad = True
+            self._character.decode()
+            self._character = b""
+        except UnicodeDecodeError as error:
+            self._run_is_bad = error.reason != "unexpected end of data"
         if not self._run_is_bad:
             return ""
         piece = self._new_text()
