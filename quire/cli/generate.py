@@ -9,7 +9,7 @@ import grpc
 
 from quire.rpc.channel import open_channel
 from quire.rpc.status import error_from_rpc
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.v1 import generation_pb2, generation_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -24,7 +24,10 @@ def run(argv: Sequence[str]) -> int:
         top_p=arguments.top_p,
         top_k=arguments.top_k,
         seed=arguments.seed,
-        stop=tuple(arguments.stop),
+        stop=arguments.stop,
+        min_p=None,
+        repetition_penalty=None,
+        output_kind=RequestOutputKind.DELTA,
     )
     asyncio.run(stream_to_terminal(arguments.address, arguments.text, params, model=arguments.model))
     return 0

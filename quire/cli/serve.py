@@ -17,7 +17,7 @@ from quire.rpc.channel import open_channel
 from quire.rpc.port import check_port_is_free
 from quire.sampling_params import SamplingParams
 from quire.telemetry.logs import configure_logging
-from quire.v1 import generation_pb2, generation_pb2_grpc
+from quire.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
 _READY_POLL_S = 0.05
 _SAMPLE_PROMPT = "ROMEO:\n"
@@ -69,7 +69,8 @@ async def _announce(stack: Stack, *, show_sample: bool) -> None:
     )
     if show_sample:
         print(f"\nA sample, streamed through the three processes:\n\n{_SAMPLE_PROMPT}", end="", flush=True)
-        await stream_to_terminal(stack.address, _SAMPLE_PROMPT, SamplingParams(max_tokens=120))
+        params = SamplingParams.from_proto(sampling_pb2.SamplingParams(max_tokens=120))
+        await stream_to_terminal(stack.address, _SAMPLE_PROMPT, params)
         quire = sys.argv[0] if sys.argv[0].endswith("quire") else "quire"
         command = f'{quire} generate "JULIET:" --address {stack.address}'
         print(f"\nTry it from another terminal:  {command}", flush=True)

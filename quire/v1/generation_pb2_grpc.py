@@ -52,7 +52,7 @@ class GenerationServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generates. Messages are deltas; the last one carries usage. Dropping the stream aborts the request.
+        """Generates. Messages are deltas unless sampling_params.output_kind says otherwise; the last one carries usage. Dropping the stream aborts the request.
         INVALID_ARGUMENT names the field and the rule; NOT_FOUND an unknown model; ALREADY_EXISTS a live request_id
         of the same tenant; RESOURCE_EXHAUSTED carries a retry delay; UNAVAILABLE is safe to retry.
         """

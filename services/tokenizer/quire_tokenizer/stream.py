@@ -34,7 +34,7 @@ class SequenceStream:
         self._params = params
         self._unshown_ids = unshown_ids
         self._detokenizer = codec.detokenizer(skip_special_tokens=params.skip_special_tokens)
-        self._stop = StopChecker(params.stop, include_stop=params.include_stop_str_in_output)
+        self._stop = StopChecker(tuple(params.stop), include_stop=params.include_stop_str_in_output)
 
     def add(self, token_id: int, delta: generation_pb2.CompletionDelta) -> bool:
         """Takes one token into `delta`; True when it completed a stop string."""
