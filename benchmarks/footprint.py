@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32, help="Requests served before memory is read.")
     options = parser.parse_args()
     started = time.monotonic()
-    command = [sys.executable, "-m", "quire.cli.main", "serve", "--grpc-port", "0"]
+    command = [sys.executable, "-m", "quire.cli.main", "serve", "--grpc-port", "0", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

@@ -5,10 +5,12 @@
     ├── ModelNotFound      NOT_FOUND            404  no model of that name is served here
     ├── RequestExists      ALREADY_EXISTS       409  a live request of the same tenant has this request_id
     ├── ProtocolMismatch   FAILED_PRECONDITION  412  the two processes speak different protocol versions
+    ├── RequestTooLarge    OUT_OF_RANGE         413  the request is larger than the server reads
     ├── Overloaded         RESOURCE_EXHAUSTED   429  a bounded queue is full; carries a retry delay
     ├── EngineError        INTERNAL             500  the engine failed in a way no retry is promised to mend
     ├── Unavailable        UNAVAILABLE          503  nobody can serve this now; safe to retry
     ├── DeadlineExceeded   DEADLINE_EXCEEDED    504  the client's deadline passed
+    ├── Unauthenticated    UNAUTHENTICATED      401  no valid key came with the request
     └── ConfigError        (none)                -   a process cannot start as configured; names the flag
 
 Knows nothing of grpc or HTTP libraries: codes are the canonical numbers.
@@ -54,6 +56,14 @@ class Overloaded(QuireError):
     """A bounded queue is full."""
 
 
+class RequestTooLarge(QuireError):
+    """The request is larger than the server reads; the message names the limit."""
+
+
+class Unauthenticated(QuireError):
+    """No valid key came with the request."""
+
+
 class EngineError(QuireError):
     """The engine failed in a way that no retry is promised to mend."""
 
@@ -85,8 +95,10 @@ TABLE = (
     Status(RequestExists, 6, 409),
     Status(Overloaded, 8, 429),
     Status(ProtocolMismatch, 9, 412),
+    Status(RequestTooLarge, 11, 413),
     Status(EngineError, 13, 500),
     Status(Unavailable, 14, 503),
+    Status(Unauthenticated, 16, 401),
 )
 """Class, canonical gRPC code, HTTP status; ordered by code."""
 

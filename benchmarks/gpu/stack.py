@@ -79,7 +79,7 @@ class Stack:
         return Child(
             f"tokenizer {number}",
             "quire_tokenizer",
-            [*self._text_flags, "--scheduler", scheduler, "--grpc-port", port, "--reuse-port"],
+            [*self._text_flags, "--scheduler", scheduler, "--grpc-port", port, "--port", "0", "--reuse-port"],
         )
 
     async def _until_registered(self) -> None:

@@ -42,7 +42,7 @@ class StartCases:
         caches = {name: str(folder / name.lower()) for name in _KERNEL_CACHES}
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "quire.cli.main", "serve", "--grpc-port", "0", *flags],
+            [sys.executable, "-m", "quire.cli.main", "serve", "--grpc-port", "0", "--port", "0", *flags],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | caches,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from quire.rpc.channel import open_channel
+from quire.rpc.channel import key_metadata, open_channel
 from quire.rpc.status import error_from_rpc
 from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.v1 import generation_pb2, generation_pb2_grpc
@@ -29,16 +29,23 @@ def run(argv: Sequence[str]) -> int:
         repetition_penalty=None,
         output_kind=RequestOutputKind.DELTA,
     )
-    asyncio.run(stream_to_terminal(arguments.address, arguments.text, params, model=arguments.model))
+    asyncio.run(
+        stream_to_terminal(
+            arguments.address, arguments.text, params, model=arguments.model, api_key=arguments.api_key
+        )
+    )
     return 0
 
 
-async def stream_to_terminal(address: str, text: str, params: SamplingParams, *, model: str = "") -> None:
+async def stream_to_terminal(
+    address: str, text: str, params: SamplingParams, *, model: str = "", api_key: str = ""
+) -> None:
     """Writes the text as it comes. Raises the `QuireError` that the server answers with."""
     request = generation_pb2.GenerateRequest(text=text, model=model, sampling_params=params.to_proto())
     async with open_channel(address) as channel:
         try:
-            async for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(request):
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            async for response in stub.Generate(request, metadata=key_metadata(api_key)):
                 for delta in response.outputs:
                     sys.stdout.write(delta.text)
                 sys.stdout.flush()
@@ -54,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--address", default=DEFAULT_ADDRESS, help="A tokenizer service, host:port (default: %(default)s)."
     )
     parser.add_argument("--model", default="", help="Served model name; needed where several are served.")
+    parser.add_argument("--api-key", default="", help="The key that the server asks for, if it does.")
     parser.add_argument(
         "--max-tokens", type=int, default=200, help="Most tokens to generate (default: %(default)s)."
     )

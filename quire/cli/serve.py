@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import grpc
 
 from quire.cli.generate import stream_to_terminal
+from quire.config.api_key import load_api_keys
 from quire.launcher.option import add_stack_flags, parse_options
 from quire.launcher.stack import Stack
-from quire.rpc.channel import open_channel
+from quire.rpc.channel import key_metadata, open_channel
 from quire.rpc.port import check_port_is_free
 from quire.sampling_params import SamplingParams
 from quire.telemetry.logs import configure_logging
@@ -28,6 +29,8 @@ def run(argv: Sequence[str]) -> int:
     options = parse_options(_parser(), argv)
     configure_logging("launcher", logging.WARNING)
     check_port_is_free(options.host, options.grpc_port, "--grpc-port")
+    if options.http:
+        check_port_is_free(options.host, options.port, "--port")
     return asyncio.run(_serve(options))
 
 
@@ -36,7 +39,8 @@ async def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     stack = Stack(options)
-    serving = asyncio.create_task(_start_and_watch(stack, show_sample=options.sample))
+    key = next(iter(load_api_keys(options.api_key, options.api_key_file)), "")
+    serving = asyncio.create_task(_start_and_watch(stack, key, show_sample=options.sample))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
     serving.cancel()
@@ -46,39 +50,42 @@ async def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _start_and_watch(stack: Stack, *, show_sample: bool) -> None:
+async def _start_and_watch(stack: Stack, api_key: str, *, show_sample: bool) -> None:
     await stack.start()
     watching = asyncio.create_task(stack.supervise())
     try:
-        await _announce(stack, show_sample=show_sample)
+        await _announce(stack, api_key, show_sample=show_sample)
         await watching
     finally:
         watching.cancel()
 
 
-async def _announce(stack: Stack, *, show_sample: bool) -> None:
+async def _announce(stack: Stack, api_key: str, *, show_sample: bool) -> None:
     """Waits until a model can be generated with, prints the ready line and, if asked, a sample."""
     async with open_channel(stack.address) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        while not (models := await _ready_models(stub)):
+        while not (models := await _ready_models(stub, api_key)):
             await asyncio.sleep(_READY_POLL_S)
     print(
         f"Quire is ready: {', '.join(models)} on grpc {stack.address} "
-        f"(scheduler {stack.scheduler_address}, worker {stack.worker_address})",
+        + (f"and {stack.http_url} " if stack.http_url else "")
+        + f"(scheduler {stack.scheduler_address}, worker {stack.worker_address})",
         flush=True,
     )
     if show_sample:
         print(f"\nA sample, streamed through the three processes:\n\n{_SAMPLE_PROMPT}", end="", flush=True)
         params = SamplingParams.from_proto(sampling_pb2.SamplingParams(max_tokens=120))
-        await stream_to_terminal(stack.address, _SAMPLE_PROMPT, params)
+        await stream_to_terminal(stack.address, _SAMPLE_PROMPT, params, api_key=api_key)
         quire = sys.argv[0] if sys.argv[0].endswith("quire") else "quire"
         command = f'{quire} generate "JULIET:" --address {stack.address}'
         print(f"\nTry it from another terminal:  {command}", flush=True)
+        if stack.http_url:
+            print(f"or point any OpenAI client at  {stack.http_url}/v1", flush=True)
 
 
-async def _ready_models(stub: generation_pb2_grpc.GenerationServiceStub) -> list[str]:
+async def _ready_models(stub: generation_pb2_grpc.GenerationServiceStub, api_key: str) -> list[str]:
     try:
-        answer = await stub.ListModels(generation_pb2.ListModelsRequest())
+        answer = await stub.ListModels(generation_pb2.ListModelsRequest(), metadata=key_metadata(api_key))
     except grpc.aio.AioRpcError:
         return []
     return [model.id for model in answer.models if model.ready]

@@ -1,7 +1,7 @@
 """Turns a configuration dataclass into a command line and back. Knows no setting by name.
 
 A field's metadata holds its `help`; its type decides how it is parsed: bool becomes `--x` and `--no-x`, a tuple takes
-several values, `T | None` stays None when not given.
+several values, with commas or by repeating the flag, `T | None` stays None when not given.
 """
 
 import argparse
@@ -17,9 +17,14 @@ from quire.errors import ConfigError
 Config = TypeVar("Config")
 
 
-def setting(default: Any, help_text: str, *, choices: Sequence[str] | None = None) -> Any:
-    """A configuration field with a default, a sentence of help and, where the values are few, their list."""
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+def setting(
+    default: Any, help_text: str, *, choices: Sequence[str] | None = None, aliases: Sequence[str] = ()
+) -> Any:
+    """A configuration field with a default, a sentence of help and, where the values are few, their list.
+
+    `aliases` are further flags that set it.
+    """
+    return field(default=default, metadata={"help": help_text, "choices": choices, "aliases": aliases})
 
 
 def parse(config_type: type[Config], argv: Sequence[str], program: str) -> Config:
@@ -65,9 +70,24 @@ def _add_flag(
     if hint is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=help_text)
     elif typing.get_origin(hint) is tuple:
-        parser.add_argument(flag, type=_comma_list, default=default, help=help_text, metavar="A[,B…]")
+        parser.add_argument(
+            flag, type=_comma_list, action=_Extend, default=default, help=help_text, metavar="A[,B…]"
+        )
     else:
-        parser.add_argument(flag, type=hint, default=default, help=help_text, choices=metadata["choices"])
+        names = (flag, *metadata["aliases"])
+        parser.add_argument(
+            *names, dest=name, type=hint, default=default, help=help_text, choices=metadata["choices"]
+        )
+
+
+class _Extend(argparse.Action):
+    """A flag that is given twice means both lists."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_rest: Any
+    ) -> None:
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, tuple(values) if given is self.default else (*given, *values))
 
 
 def _without_none(hint: Any) -> Any:

@@ -52,7 +52,7 @@ def service_arguments(options: argparse.Namespace, config_type: type[Any]) -> li
     if config_type is SchedulerConfig:
         arguments += ["--grpc-port", "0"]
     for each in fields(config_type):
-        if each.name in _WIRING or each.name in ("host", "grpc_port"):
+        if each.name in _WIRING or each.name in ("host", "grpc_port", "port"):
             continue
         value = getattr(options, each.name)
         if value != each.default:

@@ -18,7 +18,9 @@ class Stack:
         self._options = options
         self._children: list[Child] = []
         self.address = ""
-        """Where clients reach its gRPC services, host:port; set by `start`, as are the two others."""
+        """Where clients reach its gRPC services, host:port; set by `start`, as are the others."""
+        self.http_url = ""
+        """Where its HTTP API is; empty if it has none."""
         self.scheduler_address = ""
         self.worker_address = ""
 
@@ -31,14 +33,20 @@ class Stack:
         scheduler.pin("--grpc-port", self.scheduler_address.rpartition(":")[2])
         arguments = [*service_arguments(options, WorkerConfig), "--scheduler", self.scheduler_address]
         worker = self._child("worker", "quire_worker", arguments)
-        first = self._tokenizer(0, options.grpc_port)
+        first = self._tokenizer(0, options.grpc_port, options.port)
         await asyncio.gather(worker.start(), first.start())
         self.worker_address = worker.facts["grpc"]
         port = int(first.facts["grpc"].rpartition(":")[2])
+        http_url = first.facts.get("http", "")
+        http_port = int(http_url.rpartition(":")[2]) if http_url else 0
         first.pin("--grpc-port", str(port))
-        replicas = [self._tokenizer(number, port) for number in range(1, options.tokenizer_replicas)]
+        first.pin("--port", str(http_port))
+        replicas = [
+            self._tokenizer(number, port, http_port) for number in range(1, options.tokenizer_replicas)
+        ]
         await asyncio.gather(*(replica.start() for replica in replicas))
         self.address = f"{_client_host(options.host)}:{port}"
+        self.http_url = http_url.replace(f"//{options.host}:", f"//{_client_host(options.host)}:")
 
     async def supervise(self) -> None:
         """Restarts whatever ends, until it is cancelled or the stack is stopped."""
@@ -50,9 +58,10 @@ class Stack:
         for child in reversed(self._children):
             await child.stop()
 
-    def _tokenizer(self, number: int, port: int) -> Child:
+    def _tokenizer(self, number: int, port: int, http_port: int) -> Child:
         arguments = service_arguments(self._options, TokenizerConfig)
         arguments += ["--scheduler", self.scheduler_address, "--grpc-port", str(port)]
+        arguments += ["--port", str(http_port)]
         if self._options.tokenizer_replicas == 1:
             return self._child("tokenizer", "quire_tokenizer", arguments)
         return self._child(f"tokenizer {number}", "quire_tokenizer", [*arguments, "--reuse-port"])

@@ -45,6 +45,11 @@ def open_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=options)
 
 
+def key_metadata(api_key: str) -> tuple[tuple[str, str], ...]:
+    """Metadata of a call that show the key; none for an empty one."""
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+
 def _checked_target(address: str) -> str:
     host, colon, port = address.removeprefix("dns:///").rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:

@@ -27,7 +27,7 @@ def running_stack(
 ) -> Iterator[Served]:
     """`quire serve` on free ports; it must exit 0 on SIGTERM."""
     process = subprocess.Popen(
-        [*command, "serve", "--grpc-port", "0", *flags],
+        [*command, "serve", "--grpc-port", "0", "--port", "0", *flags],
         stdout=subprocess.PIPE,
         text=True,
         env=env,

@@ -43,7 +43,7 @@ def test_scheduler_and_tokenizer_stay_small_after_serving(served: Served) -> Non
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_the_figure_that_does() -> None:
-    command = [*QUIRE, "serve", "--grpc-port", "0", "--num-gpu-blocks-override", "100000000"]
+    command = [*QUIRE, "serve", "--grpc-port", "0", "--port", "0", "--num-gpu-blocks-override", "100000000"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 1
     assert "--num-gpu-blocks-override=100000000" in refused.stderr
@@ -72,7 +72,7 @@ def test_a_signal_in_the_middle_of_streams_ends_every_process_with_status_0(numb
 
 
 def test_a_launcher_that_is_killed_takes_its_processes_along() -> None:
-    command = [*QUIRE, "serve", "--grpc-port", "0"]
+    command = [*QUIRE, "serve", "--grpc-port", "0", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Quire is ready")
@@ -88,6 +88,7 @@ def test_a_launcher_that_is_killed_takes_its_processes_along() -> None:
         ("quire_scheduler", "--grpc-port"),
         ("quire_scheduler", "--data-port"),
         ("quire_tokenizer", "--grpc-port"),
+        ("quire_tokenizer", "--port"),
         ("quire_worker", "--grpc-port"),
     ],
 )

@@ -44,6 +44,10 @@ def test_the_wheel_serves_the_shipped_model(wheel: Path, tmp_path: Path) -> None
         _run(environment, quire, "health", served.address)
 
 
+_FREE_PORTS = {"scheduler": [], "tokenizer": ["--port", "0"]}
+"""Flags of the ports besides that of gRPC."""
+
+
 @pytest.mark.parametrize("service", ["scheduler", "tokenizer"])
 def test_a_tier_starts_with_its_extra_alone_and_without_torch(
     service: str, wheel: Path, tmp_path: Path
@@ -52,7 +56,7 @@ def test_a_tier_starts_with_its_extra_alone_and_without_torch(
     find_torch = "import importlib.util as u; print([n for n in ('torch', 'transformers') if u.find_spec(n)])"
     assert _run(environment, environment.python, "-c", find_torch).strip() == "[]"
     process = subprocess.Popen(
-        [environment.python, "-m", f"quire_{service}", "--grpc-port", "0"],
+        [environment.python, "-m", f"quire_{service}", "--grpc-port", "0", *_FREE_PORTS[service]],
         cwd=environment.directory,
         env=environment.variables,
         stdout=subprocess.PIPE,

@@ -21,7 +21,7 @@ _CHAT = tokenizer_pb2.ChatPrompt(
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[Service]:
-    with service("quire_tokenizer", "--grpc-port", "0") as running:
+    with service("quire_tokenizer", "--grpc-port", "0", "--port", "0") as running:
         yield running
 
 

@@ -15,14 +15,20 @@ from typing import Any
 import uvloop
 
 from quire.config import TokenizerConfig
+from quire.config.api_key import load_api_keys
 from quire.config.flag import parse
 from quire.errors import ConfigError
 from quire.rpc.server import HealthReporter, add_health_and_reflection, bind, build_server
 from quire.telemetry.logs import configure_logging
 from quire.telemetry.tracing import configure_tracing
 from quire.v1 import generation_pb2_grpc, tokenizer_pb2_grpc
+from quire_tokenizer.credential import Credentials
+from quire_tokenizer.credential_guard import CredentialGuard
 from quire_tokenizer.engine import GenerationEngine
 from quire_tokenizer.model_shelf import ModelShelf
+from quire_tokenizer.openai.desk import Desk
+from quire_tokenizer.openai.route import build_app
+from quire_tokenizer.openai.server import HttpServer
 from quire_tokenizer.router import Router
 from quire_tokenizer.scheduler_link import SchedulerLink
 from quire_tokenizer.service import GenerationService
@@ -53,10 +59,18 @@ async def serve(config: TokenizerConfig) -> None:
     router = Router(links)
     tracing = configure_tracing("tokenizer")
     engine = GenerationEngine(shelf, router, config.max_num_requests, tracing)
-    server = build_server(max_message_bytes=config.max_message_bytes, reuse_port=config.reuse_port)
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(engine), server)
+    credentials = Credentials(load_api_keys(config.api_key, config.api_key_file))
+    server = build_server(
+        interceptors=[CredentialGuard(credentials)],
+        max_message_bytes=config.max_message_bytes,
+        reuse_port=config.reuse_port,
+    )
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+        GenerationService(engine, credentials), server
+    )
     tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerService(shelf, engine), server)
     health = add_health_and_reflection(server, _SERVICES)
+    app = build_app(Desk(engine=engine, shelf=shelf, config=config), credentials) if config.http else None
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -66,15 +80,20 @@ async def serve(config: TokenizerConfig) -> None:
     if config.reuse_port:
         await _until_ready(router, [waiter, *tasks])
     port = bind(server, config.host, config.grpc_port)
+    facts = {"service": "tokenizer", "grpc": f"{config.host}:{port}"}
     await server.start()
+    http = HttpServer(app, config) if app is not None else None
+    if http is not None:
+        await http.start()
+        facts["http"] = http.url
     gc.collect()
     gc.freeze()
-    print("READY", json.dumps({"service": "tokenizer", "grpc": f"{config.host}:{port}"}), flush=True)
+    print("READY", json.dumps(facts), flush=True)
     done, _ = await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {waiter}:
         task.result()
     await _drain(engine, config.drain_timeout_ms / 1000)
-    await server.stop(grace=1.0)
+    await asyncio.gather(server.stop(grace=1.0), *([http.stop()] if http is not None else []))
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -34,14 +34,19 @@ class ChatTemplate:
         functions: dict[str, Any] = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         environment.globals.update(functions)
         self._special_tokens = dict(special_tokens)
+        self._knows_developer = "developer" in source
         try:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise ConfigError(f"--model: the chat template does not parse: {error}", field="model") from error
 
+    def with_source(self, source: str) -> "ChatTemplate":
+        """Another template for the same model. Raises `ConfigError`."""
+        return ChatTemplate(source, self._special_tokens)
+
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -49,6 +54,8 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text. Raises `InvalidRequest` naming what the template rejects."""
         _check_messages(messages)
+        if not self._knows_developer:
+            messages = [_as_system(message) for message in messages]
         if add_generation_prompt and continue_final_message:
             raise InvalidRequest(
                 "chat.continue_final_message=true excludes chat.add_generation_prompt=true", field="chat"
@@ -62,7 +69,7 @@ class ChatTemplate:
             return self._render_open(messages, context)
         return self._render(messages, context)
 
-    def _render_open(self, messages: Sequence[Mapping[str, str]], context: Mapping[str, Any]) -> str:
+    def _render_open(self, messages: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) -> str:
         """The text up to where the last message's content ends, dropping what the template puts after it."""
         *earlier, final = messages
         content = final["content"]
@@ -79,7 +86,7 @@ class ChatTemplate:
             return before.rstrip()
         return before
 
-    def _render(self, messages: Sequence[Mapping[str, str]], context: Mapping[str, Any]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) -> str:
         try:
             pieces: list[str] = []
             num_chars = 0
@@ -115,7 +122,20 @@ def load_chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> 
     return ChatTemplate(source, special)
 
 
-def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+def read_chat_template(file_or_source: str) -> str:
+    """The source that --chat-template names or is. Raises `ConfigError`."""
+    if any(mark in file_or_source for mark in ("{{", "{%", "\n")):
+        return file_or_source
+    try:
+        return Path(file_or_source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--chat-template={file_or_source}: it is neither a template nor a file that can be read: {error}",
+            field="chat_template",
+        ) from error
+
+
+def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
     if not messages:
         raise InvalidRequest(
             "chat.messages is empty: a conversation has at least one message", field="chat.messages"
@@ -124,6 +144,11 @@ def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
         if not message["role"]:
             field = f"chat.messages[{number}].role"
             raise InvalidRequest(f"{field} is empty: a message names who speaks", field=field)
+
+
+def _as_system(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Newer clients say developer where most templates know a system message."""
+    return {**message, "role": "system"} if message["role"] == "developer" else message
 
 
 def _raise_exception(message: str) -> NoReturn:

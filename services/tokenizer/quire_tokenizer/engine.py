@@ -4,26 +4,39 @@ Resolves the prompt (text, ids or chat), validates, hands the request to a sched
 when its client goes. Knows no gRPC service and no HTTP.
 """
 
+import asyncio
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-
-from google.protobuf.json_format import MessageToDict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 from quire.errors import InvalidRequest, Overloaded, RequestExists
 from quire.sampling_params import SamplingParams
 from quire.telemetry.attribute import INPUT_TOKENS
 from quire.telemetry.tracing import NO_TRACING, Tracing
-from quire.v1 import generation_pb2, scheduler_pb2, tokenizer_pb2
+from quire.v1 import generation_pb2, scheduler_pb2
+from quire_tokenizer.conversation import Conversation
 from quire_tokenizer.model_shelf import Model, ModelShelf
 from quire_tokenizer.request_trace import RequestTrace
 from quire_tokenizer.router import Router
+from quire_tokenizer.scheduler_link import SchedulerLink
 from quire_tokenizer.stream import RequestStream
 
 _MAX_NAME_BYTES = 256
 _RETRY_AFTER_MS = 1000
 _LONGEST_TOKEN_BYTES = 512
 """Text longer than this many bytes per token of context is refused without encoding it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request as a face of the front door has it."""
+
+    request: generation_pb2.GenerateRequest
+    conversation: Conversation | None = None
+    """Stands for the request's prompt where the face has more of it than the message can hold."""
+    add_special_tokens: bool = True
+    """Whether a text prompt gets the tokenizer's special tokens."""
 
 
 class GenerationEngine:
@@ -43,6 +56,11 @@ class GenerationEngine:
         """Requests that have not ended."""
         return len(self._live)
 
+    @property
+    def ready(self) -> bool:
+        """Whether some model can be served now."""
+        return self._router.ready
+
     @asynccontextmanager
     async def open(
         self, request: generation_pb2.GenerateRequest, *, deadline_ms: int = 0, traceparent: str = ""
@@ -51,95 +69,113 @@ class GenerationEngine:
 
         Raises a `QuireError` that names the field, the value and the rule.
         """
-        with RequestTrace(self._tracing, request, traceparent) as trace:
-            async with self._admitted(request, deadline_ms, trace) as stream:
-                yield stream
+        call = Call(request=request)
+        async with self.open_batch([call], deadline_ms=deadline_ms, traceparent=traceparent) as (stream,):
+            yield stream
 
     @asynccontextmanager
-    async def _admitted(
-        self, request: generation_pb2.GenerateRequest, deadline_ms: int, trace: RequestTrace
-    ) -> AsyncGenerator[RequestStream, None]:
-        _check_names(request)
-        request_id = request.request_id or secrets.token_hex(16)
-        key = (request.tenant, request_id)
-        if key in self._live:
-            raise RequestExists(f"request_id={request_id!r} is live already", field="request_id")
-        if len(self._live) >= self._max_num_requests:
+    async def open_batch(
+        self, calls: Sequence[Call], *, deadline_ms: int = 0, traceparent: str = ""
+    ) -> AsyncGenerator[list[RequestStream], None]:
+        """Admits all of a client's requests or none, as `open` does one."""
+        with ExitStack() as traces:
+            pairs = [
+                (call, traces.enter_context(RequestTrace(self._tracing, call.request, traceparent)))
+                for call in calls
+            ]
+            keys = self._reserve(calls)
+            try:
+                ready = await asyncio.gather(*(self._prepare(*pair, deadline_ms) for pair in pairs))
+                try:
+                    for link, stream in ready:
+                        link.submit(stream)
+                    yield [stream for _link, stream in ready]
+                finally:
+                    for _link, stream in ready:
+                        self._router.withdraw(stream)
+            finally:
+                self._live.difference_update(keys)
+
+    def _reserve(self, calls: Sequence[Call]) -> list[tuple[str, str]]:
+        """Takes the names of all calls. Raises `RequestExists` or `Overloaded`, and takes none."""
+        keys: list[tuple[str, str]] = []
+        for call in calls:
+            request = call.request
+            _check_names(request)
+            request.request_id = request.request_id or secrets.token_hex(16)
+            key = (request.tenant, request.request_id)
+            if key in self._live or key in keys:
+                raise RequestExists(f"request_id={request.request_id!r} is live already", field="request_id")
+            keys.append(key)
+        if len(self._live) + len(keys) > self._max_num_requests:
             raise Overloaded(
                 f"{len(self._live)} requests are live, max_num_requests={self._max_num_requests}",
                 retry_after_ms=_RETRY_AFTER_MS,
             )
+        self._live.update(keys)
+        return keys
+
+    async def _prepare(
+        self, call: Call, trace: RequestTrace, deadline_ms: int
+    ) -> tuple[SchedulerLink, RequestStream]:
+        """Checks and encodes one call; nothing is sent yet."""
+        request = call.request
         params = SamplingParams.from_proto(request.sampling_params)
         link = self._router.route(request.model)
         name = request.model or link.state.served_model_names[0]
         model = self._shelf.find(name)
-        self._live.add(key)
-        try:
-            with trace.tokenizing(name) as span:
-                prompt = await self._prompt_token_ids(request, model, link.state)
-                span.set({INPUT_TOKENS: len(prompt)})
-            _check_prompt(prompt, params, link.state)
-            stream = RequestStream(
-                request_id=request_id,
-                tenant=request.tenant,
-                prompt_token_ids=prompt,
-                params=params.resolve(
-                    model.codec.defaults,
-                    prompt_len=len(prompt),
-                    max_model_len=link.state.max_model_len,
-                    vocab_size=link.state.vocab_size,
-                    drawn_seed=secrets.randbits(63),
-                ),
-                priority=request.priority,
-                codec=model.codec,
-                model=name,
-                eos_token_ids=link.state.eos_token_ids,
-                traceparent=trace.traceparent,
-                deadline_ms=deadline_ms,
-            )
-            trace.follow(stream)
-            link.submit(stream)
-            try:
-                yield stream
-            finally:
-                self._router.withdraw(stream)
-        finally:
-            self._live.discard(key)
+        with trace.tokenizing(name) as span:
+            prompt = await self._prompt_token_ids(call, model, link.state)
+            span.set({INPUT_TOKENS: len(prompt)})
+        _check_prompt(prompt, params, link.state)
+        stream = RequestStream(
+            request_id=request.request_id,
+            tenant=request.tenant,
+            prompt_token_ids=prompt,
+            params=params.resolve(
+                model.codec.defaults,
+                prompt_len=len(prompt),
+                max_model_len=link.state.max_model_len,
+                vocab_size=link.state.vocab_size,
+                drawn_seed=secrets.randbits(63),
+            ),
+            priority=request.priority,
+            codec=model.codec,
+            model=name,
+            eos_token_ids=link.state.eos_token_ids,
+            traceparent=trace.traceparent,
+            deadline_ms=deadline_ms,
+        )
+        trace.follow(stream)
+        return link, stream
 
     def models(self) -> list[generation_pb2.ModelCard]:
         """The models that can be named."""
         return self._router.models()
 
     async def _prompt_token_ids(
-        self, request: generation_pb2.GenerateRequest, model: Model, state: scheduler_pb2.ServingState
+        self, call: Call, model: Model, state: scheduler_pb2.ServingState
     ) -> list[int]:
+        request = call.request
+        if call.conversation is not None:
+            return await self._rendered_token_ids(call.conversation, model, state)
         match request.WhichOneof("prompt"):
             case "text":
                 _check_text(request.text, state.max_model_len, "text")
-                return await model.encoder.encode(request.text, add_special_tokens=True)
+                return await model.encoder.encode(request.text, add_special_tokens=call.add_special_tokens)
             case "token_ids":
                 return list(request.token_ids.ids)
             case "chat":
-                text = render_chat(model, request.chat)
-                _check_text(text, state.max_model_len, "chat")
-                return await model.encoder.encode(text, add_special_tokens=False)
+                return await self._rendered_token_ids(Conversation.from_proto(request.chat), model, state)
             case _:
                 raise InvalidRequest("prompt is missing: set one of text, token_ids and chat", field="prompt")
 
-
-def render_chat(model: Model, chat: tokenizer_pb2.ChatPrompt) -> str:
-    """The conversation as the model sees it. Raises `InvalidRequest`."""
-    if model.codec.chat_template is None:
-        raise InvalidRequest("chat: the model has no chat template; send text or token_ids", field="chat")
-    continues = chat.continue_final_message
-    return model.codec.chat_template.render(
-        [{"role": message.role, "content": message.content} for message in chat.messages],
-        add_generation_prompt=chat.add_generation_prompt
-        if chat.HasField("add_generation_prompt")
-        else not continues,
-        continue_final_message=continues,
-        variables=MessageToDict(chat.chat_template_kwargs) if chat.HasField("chat_template_kwargs") else None,
-    )
+    async def _rendered_token_ids(
+        self, conversation: Conversation, model: Model, state: scheduler_pb2.ServingState
+    ) -> list[int]:
+        text = conversation.render(model.codec.chat_template)
+        _check_text(text, state.max_model_len, "chat")
+        return await model.encoder.encode(text, add_special_tokens=False)
 
 
 def _check_names(request: generation_pb2.GenerateRequest) -> None:

@@ -29,7 +29,10 @@ class ModelShelf:
         self._config = config
         self._executor = executor
         source = config.tokenizer or config.model
-        own = Model(load_text_codec(source, config.revision, config.download_dir), executor)
+        codec = load_text_codec(source, config.revision, config.download_dir)
+        if config.chat_template is not None:
+            codec.use_chat_template(config.chat_template)
+        own = Model(codec, executor)
         self._own_names = default_served_model_names(config.model, config.served_model_name)
         self._by_source: dict[str, Model] = {config.model: own}
         self._by_name: dict[str, Model] = dict.fromkeys(self._own_names, own)

@@ -6,7 +6,7 @@ own text. Knows no gRPC stream and no scheduler connection.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic, time_ns
 from typing import cast
 
@@ -106,6 +106,8 @@ class RequestStream:
         self._pending: dict[int, generation_pb2.CompletionDelta] = {}
         self._error: QuireError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.on_change: Callable[[], None] | None = None
+        """Called whenever there is something to `take`."""
 
     @property
     def finished(self) -> bool:
@@ -121,6 +123,11 @@ class RequestStream:
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self._prompt_token_ids)
+
+    @property
+    def codec(self) -> TextCodec:
+        """The text side of its model."""
+        return self._codec
 
     @property
     def num_completion_tokens(self) -> int:
@@ -218,6 +225,14 @@ class RequestStream:
             response.usage.cached_tokens = self.num_cached_tokens
         return response
 
+    def take(self) -> list[generation_pb2.CompletionDelta]:
+        """What is new since the last call, at most one delta per sequence. Raises the `QuireError` that ended it."""
+        if not self._pending and self._error is not None:
+            raise self._error
+        deltas = list(self._pending.values())
+        self._pending = {}
+        return deltas
+
     def _remaining_ms(self) -> int:
         """What is left of the deadline, at least 1; 0 without one."""
         return max(1, int((self._deadline - monotonic()) * 1000)) if self._deadline is not None else 0
@@ -233,6 +248,8 @@ class RequestStream:
             if not self._waiter.done():
                 self._waiter.set_result(None)
             self._waiter = None
+        if self.on_change is not None:
+            self.on_change()
 
     def _add_logprobs(self, delta: generation_pb2.CompletionDelta, entries: "LogprobEntries") -> None:
         token = delta.logprobs.add()

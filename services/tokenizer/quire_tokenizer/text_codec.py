@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from quire.errors import ConfigError, InvalidRequest
 from quire.model_files import model_directory, read_json
 from quire.sampling_params import ModelDefaults
-from quire_tokenizer.chat_template import ChatTemplate, load_chat_template
+from quire_tokenizer.chat_template import ChatTemplate, load_chat_template, read_chat_template
 from quire_tokenizer.detokenizer import Detokenizer, DetokenizerFactory
 
 _FILES = ("tokenizer*", "*.jinja", "generation_config.json", "config.json", "special_tokens_map.json")
@@ -32,6 +32,11 @@ class TextCodec:
         self.defaults = defaults or ModelDefaults()
         # Ids may have holes: the number of tokens is not the bound.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def use_chat_template(self, file_or_source: str) -> None:
+        """Takes another chat template than the model's own. Raises `ConfigError`."""
+        source = read_chat_template(file_or_source)
+        self.chat_template = (self.chat_template or ChatTemplate("", {})).with_source(source)
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Token ids of each text; releases the GIL while it works."""

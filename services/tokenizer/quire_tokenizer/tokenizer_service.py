@@ -5,7 +5,8 @@ import grpc
 from quire.errors import InvalidRequest, QuireError
 from quire.rpc.status import abort_with
 from quire.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from quire_tokenizer.engine import GenerationEngine, render_chat
+from quire_tokenizer.conversation import Conversation
+from quire_tokenizer.engine import GenerationEngine
 from quire_tokenizer.model_shelf import ModelShelf
 
 
@@ -49,7 +50,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """Renders and encodes a conversation."""
         try:
             model = self._shelf.find(request.model)
-            text = render_chat(model, request.chat)
+            text = Conversation.from_proto(request.chat).render(model.codec.chat_template)
             token_ids = await model.encoder.encode(text, add_special_tokens=False)
         except QuireError as error:
             await abort_with(context, error)

@@ -1,0 +1,73 @@
+"""The body of /v1/chat/completions."""
+
+from typing import Any
+
+from pydantic import Field
+
+from quire.errors import InvalidRequest
+from quire_tokenizer.conversation import Conversation
+from quire_tokenizer.engine import Call
+from quire_tokenizer.openai.body import Body, Text
+from quire_tokenizer.openai.message import Message
+
+
+class ChatCompletionRequest(Body):
+    """A conversation to be continued."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    echo: bool = False
+    """Puts the message that is continued before the output."""
+    chat_template: Text | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+
+    @property
+    def num_top_logprobs(self) -> int:
+        """Alternatives shown per token."""
+        return self.top_logprobs or 0
+
+    @property
+    def continued_text(self) -> str:
+        """What an echo shows: the content of the message that is continued."""
+        if not (self.echo and self.continue_final_message):
+            return ""
+        return self.messages[-1].for_template("messages[-1]")["content"]
+
+    def call(self, *, trusts_template: bool) -> Call:
+        """The request. Raises `InvalidRequest`."""
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest(
+                f"top_logprobs={self.top_logprobs}: needs logprobs=true", field="top_logprobs"
+            )
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        request = self.generate_request(
+            n=self.n, max_tokens=limit, logprobs=self.num_top_logprobs if self.logprobs else None
+        )
+        return Call(request=request, conversation=self.conversation(trusts_template=trusts_template))
+
+    def conversation(self, *, trusts_template: bool) -> Conversation:
+        """The messages and how to render them. Raises `InvalidRequest`."""
+        if self.chat_template is not None and not trusts_template:
+            raise InvalidRequest(
+                "chat_template: the server takes no template from requests; it was started without "
+                "--trust-request-chat-template",
+                field="chat_template",
+            )
+        variables = dict(self.chat_template_kwargs or {})
+        if self.documents is not None:
+            variables.setdefault("documents", self.documents)
+        return Conversation(
+            messages=[
+                message.for_template(f"messages[{number}]") for number, message in enumerate(self.messages)
+            ],
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            variables=variables,
+            chat_template=self.chat_template,
+        )
