@@ -150,7 +150,15 @@ async def _front_door(
     options: argparse.Namespace, scheduler: Process, stack: contextlib.AsyncExitStack
 ) -> list[Process]:
     """Replicas that share a port, which they join once a worker is there."""
-    flags = ["-m", "quire_tokenizer", "--no-http", "--scheduler", scheduler.facts["grpc"], "--served-model-name", "echo"]
+    flags = [
+        "-m",
+        "quire_tokenizer",
+        "--no-http",
+        "--scheduler",
+        scheduler.facts["grpc"],
+        "--served-model-name",
+        "echo",
+    ]
     doors: list[Process] = []
     async with Process("worker", _worker_arguments(options, scheduler, 0.0)):
         for _ in range(options.tokenizer_replicas):

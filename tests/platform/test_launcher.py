@@ -23,7 +23,18 @@ READY_WITHIN_S = 60
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen(
-        [*QUIRE, "serve", "--grpc-port", "0", "--port", "0", "--max-num-seqs", "8", "--tokenizer-replicas", "2"],
+        [
+            *QUIRE,
+            "serve",
+            "--grpc-port",
+            "0",
+            "--port",
+            "0",
+            "--max-num-seqs",
+            "8",
+            "--tokenizer-replicas",
+            "2",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -167,7 +178,10 @@ def test_a_flag_of_a_feature_that_is_not_built_is_refused(flags: list[str]) -> N
 
 def test_ctrl_c_leaves_no_process_behind() -> None:
     process = subprocess.Popen(
-        [*QUIRE, "serve", "--grpc-port", "0", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*QUIRE, "serve", "--grpc-port", "0", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("Quire is ready")

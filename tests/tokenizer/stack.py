@@ -86,7 +86,9 @@ def scheduler(*flags: str, port: int = 0) -> Iterator[Service]:
 @contextlib.contextmanager
 def tokenizer(schedulers: str, *flags: str) -> Iterator[Service]:
     """A tokenizer process on a free port, attached to comma-separated `schedulers`."""
-    with service("quire_tokenizer", "--grpc-port", "0", "--port", "0", "--scheduler", schedulers, *flags) as running:
+    with service(
+        "quire_tokenizer", "--grpc-port", "0", "--port", "0", "--scheduler", schedulers, *flags
+    ) as running:
         yield running
 
 

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from quire.errors import InvalidRequest
 from quire.sampling_params import SamplingParams
 from quire.v1 import generation_pb2
+from quire_tokenizer.openai.constraint import ResponseFormat, constraint_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,13 @@ class Body(BaseModel):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | Text | None = None
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = None
+    guided_grammar: Text | None = None
+    use_beam_search: bool = False
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     request_id: Text | None = None
     user: str | None = None
@@ -84,13 +93,16 @@ class Body(BaseModel):
 
     def generate_request(self, **sampling: Any) -> generation_pb2.GenerateRequest:
         """The request but for its prompt; `sampling` are further parameters. Raises `InvalidRequest`."""
-        values = {
+        if self.use_beam_search:
+            raise InvalidRequest(
+                "use_beam_search=true: not built yet: beam search over HTTP", field="use_beam_search"
+            )
+        values: dict[str, Any] = {
             name: value
             for name, value in self.__dict__.items()
             if name in _SAMPLING_FIELDS and (value is not None or name in _MODELS_OWN)
         }
-        values |= sampling
+        values |= {"structured_outputs": constraint_of(self), **sampling}
         return generation_pb2.GenerateRequest(
             model=self.model, sampling_params=SamplingParams(**values).to_proto(), priority=self.priority
         )
-

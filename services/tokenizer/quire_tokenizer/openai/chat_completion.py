@@ -19,7 +19,7 @@ class ChatCompletionWriter:
 
     def __init__(self, request: ChatCompletionRequest, answer_id: str) -> None:
         self._request = request
-        self._head = {"id": answer_id, "created": int(time.time())}
+        self._head: dict[str, Any] = {"id": answer_id, "created": int(time.time())}
         self._streams: Sequence[RequestStream] = ()
         self._choices: dict[int, Choice] = {}
         self._text_events: dict[int, TextEvent] = {}
@@ -58,7 +58,7 @@ class ChatCompletionWriter:
         return {**head, "choices": choices, "usage": usage_of(self._streams)}
 
     def _shown(self, index: int, choice: Choice) -> dict[str, Any]:
-        shown = {
+        shown: dict[str, Any] = {
             "index": index,
             "message": {"role": "assistant", "content": self._request.continued_text + choice.text},
             "logprobs": self._logprobs(choice.logprobs),

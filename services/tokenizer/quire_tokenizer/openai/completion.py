@@ -96,7 +96,11 @@ class CompletionWriter:
     def __init__(self, request: CompletionRequest, answer_id: str) -> None:
         self._request = request
         self._prompt_texts: list[str] = []
-        self._head = {"id": answer_id, "object": "text_completion", "created": int(time.time())}
+        self._head: dict[str, Any] = {
+            "id": answer_id,
+            "object": "text_completion",
+            "created": int(time.time()),
+        }
         self._streams: Sequence[RequestStream] = ()
         self._choices: dict[tuple[int, int], Choice] = {}
         self._text_events: dict[tuple[int, int], TextEvent] = {}
@@ -154,7 +158,7 @@ class CompletionWriter:
         columns = None
         if self._request.logprobs is not None:
             columns, _end = self._columns(choice.logprobs, len(echoed))
-        shown = {
+        shown: dict[str, Any] = {
             "index": index,
             "text": echoed + generated,
             "logprobs": columns,
@@ -179,7 +183,7 @@ class CompletionWriter:
         return encode_event(self._chunk(key, text, delta))
 
     def _text_event(self, key: tuple[int, int]) -> TextEvent:
-        choice = {
+        choice: dict[str, Any] = {
             "index": self._index(key),
             "text": TEXT,
             "logprobs": None,
@@ -195,7 +199,7 @@ class CompletionWriter:
         if self._request.logprobs is not None:
             offset = self._offsets.get(key, len(text) - len(delta.text))
             columns, self._offsets[key] = self._columns(delta.logprobs, offset)
-        choice = {
+        choice: dict[str, Any] = {
             "index": self._index(key),
             "text": text,
             "logprobs": columns,

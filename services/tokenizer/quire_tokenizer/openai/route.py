@@ -7,7 +7,7 @@ than the rest of a short request; their schemas are put into the OpenAPI documen
 import importlib
 import inspect
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
@@ -28,13 +28,18 @@ from quire_tokenizer.openai.model_list import add_model_routes
 from quire_tokenizer.openai.probe import OPEN_PATHS, add_probe_routes
 from quire_tokenizer.openai.schema import body_of, publish_schemas
 
+_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
+"""FastAPI's own would see every request a second time; the engine traces them, whichever face they came through."""
+
 _BODIES: tuple[type[BaseModel], ...] = (CompletionRequest, ChatCompletionRequest)
 
 
 def build_app(desk: Desk, credentials: Credentials) -> FastAPI:
     """The ASGI application. Raises `ConfigError` for a middleware that cannot be loaded."""
     config = desk.config
-    app = FastAPI(title="Quire", version=version("quire"), root_path=config.root_path)
+    app = FastAPI(
+        title="Quire", version=version("quire"), root_path=config.root_path, telemetry=_NO_TELEMETRY
+    )
     app.add_exception_handler(QuireError, answer_quire_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(Exception, answer_unforeseen)
@@ -74,7 +79,7 @@ def _add_middleware(app: FastAPI, config: TokenizerConfig, credentials: Credenti
     for name in config.middleware:
         middleware = _load(name)
         if inspect.isclass(middleware):
-            app.add_middleware(middleware)
+            app.add_middleware(cast(Any, middleware))
         else:
             app.middleware("http")(middleware)
 

@@ -15,8 +15,6 @@ from quire.config import TokenizerConfig
 from quire.errors import ConfigError
 from quire.rpc.port import describe_holder
 
-logger = logging.getLogger(__name__)
-
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 """Longer than the minute for which proxies keep an idle connection."""
@@ -37,6 +35,7 @@ class HttpServer:
 
     def __init__(self, app: Any, config: TokenizerConfig) -> None:
         """Binds. Raises `ConfigError` naming the port's holder or what is wrong with the certificate."""
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self._socket = _bind(config.host, config.port, reuse_port=config.reuse_port)
         self._server = _Server(_uvicorn_config(app, config))
         self._task: asyncio.Task[None] | None = None
