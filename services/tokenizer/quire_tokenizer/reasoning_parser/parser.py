@@ -1,26 +1,42 @@
-"""ReasoningParser: tells what a model thinks from what it answers, while it is being generated. Knows no HTTP and no tokens."""
+"""ReasoningParser: tells what a model thinks from what it answers, while it is being generated.
+
+A format is a subclass that names its markers. Knows no HTTP and no tokens.
+"""
 
 from collections.abc import Mapping
+from enum import Enum, auto
 from typing import Any, ClassVar
 
+from quire_tokenizer.marker import num_held
 from quire_tokenizer.output_delta import ReasoningDelta, TextDelta
 
 ReasoningOutput = ReasoningDelta | TextDelta
+
+
+class _State(Enum):
+    """Where the text is."""
+
+    START = auto()
+    THINKING = auto()
+    ANSWERING = auto()
 
 
 class ReasoningParser:
     """One sequence's parser: `feed` it the text as it comes, then `finish`.
 
     How the text is cut into deltas changes nothing in what they add up to. Markers are left out and never shown in
-    halves; every other character comes out once. Reasoning comes at most once, before the answer; a marker further on is part of the answer.
+    halves; every other character comes out once, but for white space before an opening marker. Reasoning comes at most
+    once, before the answer; a marker further on is part of the answer.
     """
 
-    opener: ClassVar[str] = "<think>"
-    closer: ClassVar[str] = "</think>"
+    openers: ClassVar[tuple[str, ...]] = ("<think>",)
+    closers: ClassVar[tuple[str, ...]] = ("</think>",)
+    answer_openers: ClassVar[tuple[str, ...]] = ()
+    """What ends the reasoning too, and is part of the answer: a tool call that a model makes in the midst of it."""
     thinks_from_start: ClassVar[bool] = False
-    """Whether the text begins inside the reasoning unless the prompt says otherwise."""
+    """Whether the text begins inside the reasoning, with or without a marker, unless the prompt says otherwise."""
     switch: ClassVar[tuple[str, bool] | None] = ("enable_thinking", True)
-    """The variable of the chat template that turns thinking on or off, and its default; None when there is none."""
+    """The chat template's variable that turns thinking on or off, and its default; None when there is none."""
     needs_special_tokens: ClassVar[bool] = True
     """Whether markers may be special tokens of a tokenizer, so that `skip_special_tokens` must be off to see them."""
 
@@ -32,7 +48,7 @@ class ReasoningParser:
     @property
     def is_done(self) -> bool:
         """Whether all that comes is the answer."""
-        return self._state == "answer"
+        return self._state is _State.ANSWERING
 
     def feed(self, delta_text: str) -> list[ReasoningOutput]:
         """What `delta_text` brings to light."""
@@ -43,50 +59,46 @@ class ReasoningParser:
         """The text has ended: what was held back comes out."""
         return self._advance(ended=True)
 
-    def _first_state(self, prompt: str, chat_template_kwargs: Mapping[str, Any]) -> str:
-        if prompt.endswith(self.closer):
-            return "answer"
-        if prompt.endswith(self.opener):
-            return "thinking"
+    def _first_state(self, prompt: str, chat_template_kwargs: Mapping[str, Any]) -> _State:
+        if prompt.endswith(self.closers):
+            return _State.ANSWERING
+        if prompt.endswith(self.openers):
+            return _State.THINKING
         if self.switch and not chat_template_kwargs.get(*self.switch):
-            return "answer"
-        return "may open, thinking" if self.thinks_from_start else "may open"
+            return _State.ANSWERING
+        return _State.START
 
     def _advance(self, *, ended: bool) -> list[ReasoningOutput]:
         out: list[ReasoningOutput] = []
-        if self._state in ("may open", "may open, thinking") and not self._has_begun(ended=ended):
-            return out
-        if self._state == "thinking" and (reasoning := self._reasoning(ended=ended)):
+        if self._state is _State.START:
+            self._begin(ended=ended)
+        if self._state is _State.THINKING and (reasoning := self._reasoning(ended=ended)):
             out.append(ReasoningDelta(reasoning))
-        if self._state == "answer" and self._text:
+        if self._state is _State.ANSWERING and self._text:
             out.append(TextDelta(self._text))
             self._text = ""
         return out
 
-    def _has_begun(self, *, ended: bool) -> bool:
-        """Whether the text so far tells if it opens with the marker."""
+    def _begin(self, *, ended: bool) -> None:
+        """Leaves START once the text tells whether a marker opens it."""
         start = self._text.lstrip()
-        if not ended and start != self.opener and self.opener.startswith(start):
-            return False
-        if start.startswith(self.opener):
-            self._text = start[len(self.opener) :]
-            self._state = "thinking"
-        else:
-            self._state = "thinking" if self._state == "may open, thinking" else "answer"
-        return True
+        opener = next((opener for opener in self.openers if start.startswith(opener)), None)
+        if opener is not None:
+            self._text = start.removeprefix(opener)
+            self._state = _State.THINKING
+        elif ended or not any(opener.startswith(start) for opener in self.openers):
+            self._state = _State.THINKING if self.thinks_from_start else _State.ANSWERING
 
     def _reasoning(self, *, ended: bool) -> str:
-        before, found, after = self._text.partition(self.closer)
-        if found:
-            self._state, self._text = "answer", after
-            return before
-        num_held = 0 if ended else _num_held(self._text, self.closer)
-        shown = len(self._text) - num_held
-        reasoning, self._text = self._text[:shown], self._text[shown:]
-        return reasoning
+        markers = (*self.closers, *self.answer_openers)
+        at, marker = min(
+            ((at, marker) for marker in markers if (at := self._text.find(marker)) >= 0), default=(-1, "")
+        )
+        if marker:
+            self._state = _State.ANSWERING
+            return self._take(at, num_dropped=len(marker) if marker in self.closers else 0)
+        return self._take(len(self._text) - (0 if ended else num_held(self._text, markers)))
 
-
-def _num_held(text: str, marker: str) -> int:
-    """Characters at the end of `text` that `marker` begins with."""
-    longest = min(len(marker) - 1, len(text))
-    return next((num for num in range(longest, 0, -1) if marker.startswith(text[-num:])), 0)
+    def _take(self, num_chars: int, num_dropped: int = 0) -> str:
+        taken, self._text = self._text[:num_chars], self._text[num_chars + num_dropped :]
+        return taken

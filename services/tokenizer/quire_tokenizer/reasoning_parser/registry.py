@@ -1,22 +1,21 @@
 """The names of `--reasoning-parser`, which are vLLM's."""
 
 from quire.errors import ConfigError
+from quire_tokenizer.reasoning_parser import format as formats
 from quire_tokenizer.reasoning_parser.parser import ReasoningParser
 
-
-class Qwen3ReasoningParser(ReasoningParser):
-    """Qwen3 and its likes: `<think>` opens the text, or the prompt, or there is none."""
-
-
-class DeepSeekR1ReasoningParser(ReasoningParser):
-    """DeepSeek-R1, QwQ and their likes: they think from the start, and need not write `<think>`."""
-
-    thinks_from_start = True
-
-
 _PARSERS: dict[str, type[ReasoningParser]] = {
-    "deepseek_r1": DeepSeekR1ReasoningParser,
-    "qwen3": Qwen3ReasoningParser,
+    "deepseek_r1": formats.DeepSeekR1ReasoningParser,
+    "deepseek_v3": formats.DeepSeekV3ReasoningParser,
+    "glm45": formats.Glm45ReasoningParser,
+    "glm47": formats.Glm45ReasoningParser,
+    "granite": formats.GraniteReasoningParser,
+    "kimi_k2": formats.KimiK2ReasoningParser,
+    "minimax_m2": formats.MinimaxM2ReasoningParser,
+    "mistral": formats.MistralReasoningParser,
+    "olmo3": formats.Glm45ReasoningParser,
+    "qwen3": formats.Qwen3ReasoningParser,
+    "seed_oss": formats.SeedOssReasoningParser,
 }
 
 

@@ -41,9 +41,7 @@ class NamedToolParser(JsonToolParser):
 
     def _calls(self) -> Reading[None]:
         yield from self._reader.space()
-        self._start(self._name)
-        yield from self._object_arguments()
-        self._end()
+        yield from self._call_of(self._name)
 
 
 def required_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

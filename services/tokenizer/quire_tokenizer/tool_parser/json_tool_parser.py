@@ -20,6 +20,14 @@ class JsonToolParser(ToolParser):
         finally:
             self._arguments(self._reader.take())
 
+    def _call_of(self, name: str, call_id: str | None = None) -> Reading[None]:
+        """A call whose name is known; its arguments come next."""
+        if (yield from self._reader.peek()) != "{":
+            raise Malformed
+        self._start(name, call_id)
+        yield from self._object_arguments()
+        self._end()
+
     def _call_object(self) -> Reading[None]:
         """One call as `{"name": …, "arguments": {…}}`; "parameters" is another name of "arguments"."""
         reader = self._reader

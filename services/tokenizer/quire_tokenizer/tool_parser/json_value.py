@@ -53,11 +53,17 @@ def loads(text: str) -> Any:
     """The value of a complete JSON text. Raises `Malformed`, also for half a surrogate pair, which no UTF-8 can carry."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-        if isinstance(value, str):
-            value.encode()
     except (ValueError, RecursionError):
         raise Malformed from None
+    if isinstance(value, str) and not _is_encodable(value):
+        raise Malformed
     return value
+
+
+def dumps(value: Any) -> str:
+    """A value's JSON, as UTF-8 can carry it. Raises `ValueError` for what JSON cannot say, such as NaN."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text if _is_encodable(text) else json.dumps(value, allow_nan=False)
 
 
 def _close(reader: Reader, closers: list[str]) -> Reading[bool]:
@@ -129,6 +135,14 @@ def _one_of(reader: Reader, chars: str) -> Reading[None]:
     if not char or char not in chars:
         raise Malformed
     reader.skip(1)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from quire_tokenizer.marker import num_held
 from quire_tokenizer.output_delta import OutputDelta, TextDelta, ToolDelta
 from quire_tokenizer.tool_parser.reader import Malformed, Reader, Reading
 
@@ -199,12 +200,6 @@ class ToolParser:
 
 
 def _num_held(text: str, openers: Sequence[str]) -> int:
-    """Characters at the end of `text` that may belong to an opening: white space, and the beginning of a marker."""
-    longest = max(map(len, openers), default=1) - 1
-    for num_chars in range(min(longest, len(text)), 0, -1):
-        if any(opener.startswith(text[-num_chars:]) for opener in openers):
-            break
-    else:
-        num_chars = 0
-    before = text[: len(text) - num_chars]
-    return num_chars + len(before) - len(before.rstrip())
+    """Characters at the end of `text` that may belong to an opening: a marker's beginning, and white space before it."""
+    before = text[: len(text) - num_held(text, openers)]
+    return len(text) - len(before.rstrip())

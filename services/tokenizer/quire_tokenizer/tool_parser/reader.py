@@ -14,6 +14,7 @@ Reading = Generator[None, None, _T]
 """Yields where it waits for more text; returns what was read."""
 
 _SPACE = re.compile(r"\s*")
+_NAME = re.compile(r"""[^\s<>\[\](){}"'=,;]*""")
 
 
 class Malformed(Exception):
@@ -107,6 +108,14 @@ class Reader:
                 return False
             self._at += 1
         return True
+
+    def name(self) -> Reading[str]:
+        """A function's name. Raises `Malformed` where there is none."""
+        began = self._at
+        yield from self.run(_NAME)
+        if self._at == began:
+            raise Malformed
+        return self.since(began)
 
     def until(self, marker: str) -> Reading[str]:
         """The text before `marker`, which is read too. Raises `Malformed` when it does not come."""
