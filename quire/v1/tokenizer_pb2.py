@@ -25,31 +25,33 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/tokenizer.proto\x12\x08quire.v1\x1a\x1cgoogle/protobuf/struct.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xea\x01\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.quire.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x35\n\x14\x63hat_template_kwargs\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x18\n\x16_add_generation_promptB\x19\n\x17_continue_final_message\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"f\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"o\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"M\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.quire.v1.ChatPrompt\"<\n\x19\x41pplyChatTemplateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r2\xfc\x01\n\x10TokenizerService\x12\x41\n\x08Tokenize\x12\x19.quire.v1.TokenizeRequest\x1a\x1a.quire.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.quire.v1.DetokenizeRequest\x1a\x1c.quire.v1.DetokenizeResponse\x12\\\n\x11\x41pplyChatTemplate\x12\".quire.v1.ApplyChatTemplateRequest\x1a#.quire.v1.ApplyChatTemplateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/tokenizer.proto\x12\x08quire.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x93\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x19\n\x11reasoning_content\x18\x04 \x01(\t\x12&\n\ntool_calls\x18\x05 \x03(\x0b\x32\x12.quire.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x06 \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\xfe\x01\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.quire.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x35\n\x14\x63hat_template_kwargs\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\ntools_json\x18\x05 \x01(\tB\x18\n\x16_add_generation_promptB\x19\n\x17_continue_final_message\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"f\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"o\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"M\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.quire.v1.ChatPrompt\"<\n\x19\x41pplyChatTemplateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r2\xfc\x01\n\x10TokenizerService\x12\x41\n\x08Tokenize\x12\x19.quire.v1.TokenizeRequest\x1a\x1a.quire.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.quire.v1.DetokenizeRequest\x1a\x1c.quire.v1.DetokenizeResponse\x12\\\n\x11\x41pplyChatTemplate\x12\".quire.v1.ApplyChatTemplateRequest\x1a#.quire.v1.ApplyChatTemplateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.tokenizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATMESSAGE']._serialized_start=68
-  _globals['_CHATMESSAGE']._serialized_end=112
-  _globals['_CHATPROMPT']._serialized_start=115
-  _globals['_CHATPROMPT']._serialized_end=349
-  _globals['_TOKENIDS']._serialized_start=351
-  _globals['_TOKENIDS']._serialized_end=374
-  _globals['_TOKENIZEREQUEST']._serialized_start=376
-  _globals['_TOKENIZEREQUEST']._serialized_end=478
-  _globals['_TOKENIZERESPONSE']._serialized_start=480
-  _globals['_TOKENIZERESPONSE']._serialized_end=540
-  _globals['_DETOKENIZEREQUEST']._serialized_start=542
-  _globals['_DETOKENIZEREQUEST']._serialized_end=653
-  _globals['_DETOKENIZERESPONSE']._serialized_start=655
-  _globals['_DETOKENIZERESPONSE']._serialized_end=689
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=691
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=768
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=770
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=830
-  _globals['_TOKENIZERSERVICE']._serialized_start=833
-  _globals['_TOKENIZERSERVICE']._serialized_end=1085
+  _globals['_CHATMESSAGE']._serialized_start=69
+  _globals['_CHATMESSAGE']._serialized_end=216
+  _globals['_TOOLCALL']._serialized_start=218
+  _globals['_TOOLCALL']._serialized_end=273
+  _globals['_CHATPROMPT']._serialized_start=276
+  _globals['_CHATPROMPT']._serialized_end=530
+  _globals['_TOKENIDS']._serialized_start=532
+  _globals['_TOKENIDS']._serialized_end=555
+  _globals['_TOKENIZEREQUEST']._serialized_start=557
+  _globals['_TOKENIZEREQUEST']._serialized_end=659
+  _globals['_TOKENIZERESPONSE']._serialized_start=661
+  _globals['_TOKENIZERESPONSE']._serialized_end=721
+  _globals['_DETOKENIZEREQUEST']._serialized_start=723
+  _globals['_DETOKENIZEREQUEST']._serialized_end=834
+  _globals['_DETOKENIZERESPONSE']._serialized_start=836
+  _globals['_DETOKENIZERESPONSE']._serialized_end=870
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=872
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=949
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=951
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=1011
+  _globals['_TOKENIZERSERVICE']._serialized_start=1014
+  _globals['_TOKENIZERSERVICE']._serialized_end=1266
 # @@protoc_insertion_point(module_scope)

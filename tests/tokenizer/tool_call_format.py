@@ -86,9 +86,7 @@ def _bare(value: Any) -> str:
 
 def _qwen_call(call: Call) -> str:
     name, arguments = call
-    inside = "".join(
-        f"<parameter={key}>\n{_bare(value)}\n</parameter>\n" for key, value in arguments.items()
-    )
+    inside = "".join(f"<parameter={key}>\n{_bare(value)}\n</parameter>\n" for key, value in arguments.items())
     return f"<function={name}>\n{inside}</function>"
 
 

@@ -37,7 +37,7 @@ class ChatCompletionRequest(Body):
         """What an echo shows: the content of the message that is continued."""
         if not (self.echo and self.continue_final_message):
             return ""
-        return self.messages[-1].for_template("messages[-1]")["content"]
+        return self.messages[-1].text
 
     def call(self, *, trusts_template: bool) -> Call:
         """The request. Raises `InvalidRequest`."""

@@ -1,14 +1,14 @@
 """Messages of a chat completion, as a client sends them and as templates know them.
 
-Content parts are joined to one text; parts that are no text are refused, because the models served read none.
+Content parts that are no text are refused, because the models served read none.
 """
 
-import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from quire.errors import InvalidRequest
+from quire_tokenizer.conversation import call_arguments
 from quire_tokenizer.openai.body import Text
 
 
@@ -32,13 +32,24 @@ class Message(BaseModel):
     tool_call_id: Text | None = None
     tool_calls: list[dict[str, Any]] | None = None
     reasoning_content: Text | None = None
+    reasoning: Text | None = None
+    """The newer name of `reasoning_content`; templates know one or the other."""
+
+    @property
+    def text(self) -> str:
+        """Its content as one text; what is no text is left out."""
+        if isinstance(self.content, list):
+            return "\n".join(part if isinstance(part, str) else part.text or "" for part in self.content)
+        return self.content or ""
 
     def for_template(self, where: str) -> dict[str, Any]:
-        """The message with its content as one text. Raises `InvalidRequest` that begins with `where`."""
-        message: dict[str, Any] = {"role": self.role, "content": _joined(self.content, where)}
-        for name in ("name", "tool_call_id", "reasoning_content"):
+        """The message as templates know it. Raises `InvalidRequest` that begins with `where`."""
+        message: dict[str, Any] = {"role": self.role, "content": _readable(self.content, where)}
+        for name in ("name", "tool_call_id"):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
+        if (reasoning := self.reasoning or self.reasoning_content) is not None:
+            message["reasoning"] = message["reasoning_content"] = reasoning
         if self.tool_calls:
             message["tool_calls"] = [
                 _tool_call(call, f"{where}.tool_calls[{number}]")
@@ -47,24 +58,27 @@ class Message(BaseModel):
         return message
 
 
-def _joined(content: str | list[ContentPart | str] | None, where: str) -> str:
+def _readable(content: str | list[ContentPart | str] | None, where: str) -> str | list[dict[str, str]]:
+    """Text, or parts that are text."""
     if content is None or isinstance(content, str):
         return content or ""
-    texts: list[str] = []
-    for number, part in enumerate(content):
-        if isinstance(part, ContentPart):
-            if part.type not in ("text", "input_text", "output_text", "refusal"):
-                raise InvalidRequest(
-                    f"{where}.content[{number}].type={part.type!r}: only text is supported; the model reads no "
-                    "images, audio or files",
-                    field="messages",
-                )
-            if part.text is None:
-                raise InvalidRequest(f"{where}.content[{number}].text is missing", field="messages")
-            texts.append(part.text)
-        else:
-            texts.append(part)
-    return "\n".join(texts)
+    return [
+        {"type": "text", "text": _text_of(part, f"{where}.content[{number}]")}
+        for number, part in enumerate(content)
+    ]
+
+
+def _text_of(part: ContentPart | str, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if part.type not in ("text", "input_text", "output_text", "refusal"):
+        raise InvalidRequest(
+            f"{where}.type={part.type!r}: only text is supported; the model reads no images, audio or files",
+            field="messages",
+        )
+    if part.text is None:
+        raise InvalidRequest(f"{where}.text is missing", field="messages")
+    return part.text
 
 
 def _tool_call(call: dict[str, Any], where: str) -> dict[str, Any]:
@@ -73,11 +87,6 @@ def _tool_call(call: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRequest(f"{where}.function.name is missing", field="messages")
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments else {}
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InvalidRequest(
-                f"{where}.function.arguments is no JSON: {error}", field="messages"
-            ) from error
+    if arguments is None or isinstance(arguments, str):
+        arguments = call_arguments(arguments or "", f"{where}.function.arguments", "messages")
     return {**call, "function": {**function, "arguments": arguments}}
