@@ -37,6 +37,13 @@ def _runs_triton(tensor: Tensor) -> bool:
     return tensor.is_cuda and _triton_is_installed()
 
 
+def attention_implementation(device: torch.device) -> str:
+    """The module that attends on tensors of `device`."""
+    if device.type == "cuda" and _triton_is_installed():
+        return "quire_kernels.attention.paged (Triton)"
+    return (attention_cpu if device.type == "cpu" else attention_reference).__name__
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if _runs_triton(x):
         from quire_kernels.norm.rows import rms_norm_rows

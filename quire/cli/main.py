@@ -1,16 +1,35 @@
 """Entry point of the `quire` command: picks the subcommand."""
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 from quire.errors import QuireError
 
+_COMMANDS = {
+    "serve": "quire.cli.serve",
+    "generate": "quire.cli.generate",
+    "chat": "quire.cli.chat",
+    "bench": "quire.cli.bench",
+    "health": "quire.cli.health",
+    "env": "quire.cli.env",
+}
+
 _USAGE = """usage: quire COMMAND [flags]
 
-  serve      start the stack on this machine: scheduler, worker and tokenizer processes
-  generate   stream a generation from a running server
-  health     ask a process whether it serves
+Serve
+  serve         start the stack on this machine: scheduler, worker and tokenizer processes
 
+Talk to a running server
+  generate      stream the continuation of a prompt
+  chat          hold a conversation
+  health        ask a process whether it serves
+
+Measure and look
+  bench serve   load a server and report latencies and throughput
+  env           show what was found on this machine and what would be used
+
+Every command takes `--config FILE`, a YAML file with the names of its flags.
 `quire COMMAND --help` explains a command's flags."""
 
 
@@ -21,17 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command in ("-h", "--help", "help"):
         print(_USAGE)
         return
+    if command not in _COMMANDS:
+        sys.exit(f"quire: {command!r} is no command\n\n{_USAGE}")
     try:
-        match command:
-            case "serve":
-                from quire.cli.serve import run
-            case "generate":
-                from quire.cli.generate import run
-            case "health":
-                from quire.cli.health import run
-            case _:
-                sys.exit(f"quire: {command!r} is no command\n\n{_USAGE}")
-        sys.exit(run(arguments[1:]))
+        # Imported when it runs: the command starts fast, and needs what it uses only.
+        sys.exit(importlib.import_module(_COMMANDS[command]).run(arguments[1:]))
     except QuireError as error:
         sys.exit(f"quire {command}: {error.message}")
 

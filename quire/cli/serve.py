@@ -12,6 +12,7 @@ import grpc
 
 from quire.cli.generate import stream_to_terminal
 from quire.config.api_key import load_api_keys
+from quire.config.flag import CommandParser
 from quire.launcher.option import add_stack_flags, parse_options
 from quire.launcher.stack import Stack
 from quire.rpc.channel import key_metadata, open_channel
@@ -92,7 +93,7 @@ async def _ready_models(stub: generation_pb2_grpc.GenerationServiceStub, api_key
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="quire serve", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="quire serve", description=__doc__, positional="[MODEL]")
     add_stack_flags(parser)
     parser.add_argument("--sample", action="store_true", help="Stream one sample generation once ready.")
     return parser

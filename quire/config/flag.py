@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any, NoReturn, TypeVar
 
+from quire.config.config_file import add_config_flag, with_config_file
+from quire.config.flag_group import group_of
 from quire.config.not_built import add_refused_flags, refuse
 from quire.errors import ConfigError
 
@@ -29,10 +31,10 @@ def setting(
 
 def parse(config_type: type[Config], argv: Sequence[str], program: str) -> Config:
     """The configuration that `argv` asks for. Raises `ConfigError`."""
-    parser = _Parser(prog=program, description=config_type.__doc__, allow_abbrev=False)
+    parser = CommandParser(prog=program, description=config_type.__doc__)
     add_flags(parser, config_type)
     add_refused_flags(parser)
-    options = parser.parse_args(list(argv))
+    options = parser.parse_args(argv)
     refuse(options)
     return config_type(**vars(options))
 
@@ -47,7 +49,7 @@ def add_flags(
         if each.name in skip or each.name in taken:
             continue
         assert each.default is not MISSING, f"{config_type.__name__}.{each.name} has no default"
-        _add_flag(parser, each.name, hints[each.name], each.default, each.metadata)
+        _add_flag(group_of(parser, each.name), each.name, hints[each.name], each.default, each.metadata)
 
 
 def require(condition: bool, flag: str, value: object, rule: str) -> None:
@@ -56,16 +58,28 @@ def require(condition: bool, flag: str, value: object, rule: str) -> None:
         raise ConfigError(f"--{flag.replace('_', '-')}={value}: {rule}", field=flag)
 
 
-class _Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
+    """Parser of a command: takes no abbreviations, reads `--config`, and raises `ConfigError`."""
+
+    def __init__(self, *, prog: str, description: str | None, positional: str = "") -> None:
+        usage = f"{prog} {positional} [flags]" if positional else f"{prog} [flags]"
+        super().__init__(prog=prog, usage=usage, description=description, allow_abbrev=False)
+        add_config_flag(self)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse does it, of the words that the file of `--config` stands for as well."""
+        options = super().parse_args(with_config_file(self, args or ()), namespace)
+        vars(options).pop("config", None)
+        return options
+
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}")
+        raise ConfigError(message)
 
 
-def _add_flag(
-    parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, metadata: typing.Mapping[str, Any]
-) -> None:
+def _add_flag(parser: Any, name: str, hint: Any, default: Any, metadata: typing.Mapping[str, Any]) -> None:
     flag = "--" + name.replace("_", "-")
-    help_text = f"{metadata['help']} (default: {default})".replace("%", "%%")
+    shown_default = "" if default in (None, "", ()) else f" (default: {default})"
+    help_text = f"{metadata['help']}{shown_default}".replace("%", "%%")
     hint = _without_none(hint)
     if hint is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=help_text)

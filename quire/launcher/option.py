@@ -10,6 +10,7 @@ from typing import Any
 
 from quire.config import SchedulerConfig, TokenizerConfig, WorkerConfig
 from quire.config.flag import add_flags
+from quire.config.flag_group import group_of
 from quire.config.not_built import add_refused_flags, refuse
 from quire.errors import ConfigError
 
@@ -19,11 +20,13 @@ _WIRING = frozenset({"scheduler", "reuse_port", "data_port", "advertise_host", "
 
 def add_stack_flags(parser: argparse.ArgumentParser) -> None:
     """Adds every flag of a stack."""
-    parser.add_argument("model_tag", nargs="?", help="Model directory or hub id; the same as --model.")
+    parser.add_argument(
+        "model_tag", metavar="MODEL", nargs="?", help="Model directory or hub id; the same as --model."
+    )
     add_flags(parser, TokenizerConfig, skip=_WIRING)
     add_flags(parser, WorkerConfig, skip=_WIRING)
     add_flags(parser, SchedulerConfig, skip=_WIRING)
-    parser.add_argument(
+    group_of(parser, "tokenizer_replicas").add_argument(
         "--tokenizer-replicas",
         type=int,
         default=1,
@@ -46,7 +49,7 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpa
     return options
 
 
-def service_arguments(options: argparse.Namespace, config_type: type[Any]) -> list[str]:
+def service_arguments(options: Any, config_type: type[Any]) -> list[str]:
     """The command line of a service: what differs from its defaults. Its addresses are wired by the launcher."""
     arguments = ["--host", options.host] if config_type is TokenizerConfig else []
     if config_type is SchedulerConfig:

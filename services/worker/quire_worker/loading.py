@@ -39,7 +39,7 @@ class LoadedModel:
 
 def load_model(config: WorkerConfig) -> LoadedModel:
     """Loads the configured model and allocates its cache. Raises `ConfigError`."""
-    device = _device(config)
+    device = device_of(config)
     files = _CONFIG_FILES if config.load_format == "dummy" else (*_CONFIG_FILES, *_WEIGHT_FILES)
     directory = model_directory(config.model, config.revision, config.download_dir, files)
     raw = read_json(directory / "config.json")
@@ -47,7 +47,7 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         raise ConfigError(f"--model={config.model}: the directory has no config.json", field="model")
     model = parse_model_config(raw)
     max_model_len = _max_model_len(config, model)
-    dtype = _dtype(config, model, device)
+    dtype = dtype_of(config, model, device)
     if config.load_format == "dummy":
         weights = dummy_weights(model, config.seed, dtype, device)
     else:
@@ -81,7 +81,8 @@ def load_model(config: WorkerConfig) -> LoadedModel:
     )
 
 
-def _device(config: WorkerConfig) -> torch.device:
+def device_of(config: WorkerConfig) -> torch.device:
+    """As asked; `auto` takes a GPU where there is one. Raises `ConfigError`."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device=cuda: no CUDA device is available", field="device")
     if config.device == "auto":
@@ -89,7 +90,7 @@ def _device(config: WorkerConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _dtype(config: WorkerConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
+def dtype_of(config: WorkerConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
     """As asked; `auto` takes the model's own type on a GPU and float32 on a CPU, where it is exact and not slower."""
     if config.dtype != "auto":
         return _DTYPES[config.dtype]

@@ -1,0 +1,105 @@
+"""The commands beside `serve`, as a user meets them: real processes, the shipped model."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ship.served import running_stack
+
+QUIRE = [sys.executable, "-m", "quire.cli.main"]
+COMMANDS = ["serve", "generate", "chat", "bench", "health", "env"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with running_stack("--max-num-seqs", "8") as served:
+        yield served.address
+
+
+def _quire(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*QUIRE, *words], input=stdin, capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+def test_help_groups_the_commands() -> None:
+    shown = _quire("--help")
+    assert shown.returncode == 0
+    for word in (*COMMANDS, "Serve", "Talk to a running server", "Measure and look"):
+        assert word in shown.stdout
+
+
+def test_help_of_serve_groups_its_flags() -> None:
+    shown = _quire("serve", "--help")
+    assert shown.returncode == 0
+    for heading in ("model:", "batching:", "device and KV cache:", "addresses and processes:"):
+        assert f"\n{heading}\n" in shown.stdout
+
+
+def test_an_unknown_flag_is_refused_by_name() -> None:
+    refused = _quire("serve", "--no-such-flag")
+    assert refused.returncode == 1
+    assert refused.stderr == "quire serve: unrecognized arguments: --no-such-flag\n"
+
+
+def test_env_says_what_was_found_and_what_would_be_used() -> None:
+    shown = _quire("env", "--json", "--device", "cpu", "--dtype", "bfloat16")
+    assert shown.returncode == 0, shown.stderr
+    document = json.loads(shown.stdout)
+    import torch
+
+    assert document["found"]["torch"] == torch.__version__
+    assert document["found"]["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
+    used = document["would be used"]
+    assert (used["device"], used["dtype"], used["kv_cache_dtype"]) == ("cpu", "bfloat16", "bfloat16")
+    assert used["attention"] == "quire_kernels.attention.cpu"
+
+
+def test_env_says_why_a_worker_would_not_start() -> None:
+    shown = _quire("env", "--device", "cpu", "--model", "/no/such/model")
+    assert shown.returncode == 0
+    assert "--model=/no/such/model" in shown.stdout
+
+
+def test_chat_keeps_the_conversation_and_its_commands_change_it(address: str) -> None:
+    flags = ("--address", address, "--seed", "5", "--max-tokens", "40")
+    first = _quire("chat", *flags, stdin="Speak, ROMEO\n").stdout
+    twice = _quire("chat", *flags, stdin="Speak, ROMEO\nSpeak, ROMEO\n").stdout
+    anew = _quire("chat", *flags, stdin="Speak, ROMEO\n/reset\nSpeak, ROMEO\n/exit\nnever read\n").stdout
+    system = _quire("chat", *flags, stdin="/system Be a nurse.\nSpeak, ROMEO\n").stdout
+    by_flag = _quire("chat", *flags, "--system", "Be a nurse.", stdin="Speak, ROMEO\n").stdout
+    assert len(first) > 5
+    assert anew == first * 2
+    assert twice.startswith(first)
+    assert twice != anew, "the second answer must know the first"
+    assert system == by_flag != first
+
+
+def test_chat_tells_a_failed_answer_and_goes_on(address: str) -> None:
+    shown = _quire("chat", "--address", address, "--model", "other", stdin="a\nb\n")
+    assert shown.returncode == 1
+    assert shown.stderr.count("model='other' is not served here") == 2
+
+
+def test_generate_shows_each_of_n_sequences(address: str) -> None:
+    flags = ("--address", address, "--seed", "3", "--max-tokens", "10")
+    shown = _quire("generate", "ROMEO:", *flags, "--n", "3")
+    assert shown.returncode == 0, shown.stderr
+    assert [f"[{i}] " in shown.stdout for i in range(3)] == [True] * 3
+    streamed = _quire("generate", "ROMEO:", *flags)
+    assert _quire("generate", "ROMEO:", *flags, "--no-stream").stdout == streamed.stdout
+
+
+def test_generate_takes_a_file(address: str, tmp_path: Path) -> None:
+    file = tmp_path / "generate.yaml"
+    file.write_text(f"address: {address}\ntemperature: 0\nmax_tokens: 20\nstop: [e, o]\n")
+    shown = _quire("generate", "ROMEO:", "--config", str(file))
+    assert shown.returncode == 0, shown.stderr
+    free = _quire("generate", "ROMEO:", "--config", str(file), "--stop", "§").stdout
+    assert free.startswith(shown.stdout.rstrip("\n"))
+    assert not {"e", "o"} & set(shown.stdout)
+    assert len(free) > len(shown.stdout)
