@@ -18,6 +18,8 @@ from quire.errors import ConfigError
 
 Config = TypeVar("Config")
 
+_METAVARS = {int: "N", float: "X"}
+
 
 def setting(
     default: Any, help_text: str, *, choices: Sequence[str] | None = None, aliases: Sequence[str] = ()
@@ -89,8 +91,10 @@ def _add_flag(parser: Any, name: str, hint: Any, default: Any, metadata: typing.
         )
     else:
         names = (flag, *metadata["aliases"])
+        choices = metadata["choices"]
+        metavar = None if choices else _METAVARS.get(hint, "TEXT")
         parser.add_argument(
-            *names, dest=name, type=hint, default=default, help=help_text, choices=metadata["choices"]
+            *names, dest=name, type=hint, default=default, help=help_text, choices=choices, metavar=metavar
         )
 
 

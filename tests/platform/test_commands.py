@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.ship.served import running_stack
+from tests.ship.served import Served, running_stack
 
 QUIRE = [sys.executable, "-m", "quire.cli.main"]
 COMMANDS = ["serve", "generate", "chat", "bench", "health", "env"]
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with running_stack("--max-num-seqs", "8") as served:
-        yield served.address
+def served() -> Iterator[Served]:
+    with running_stack("--max-num-seqs", "8") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(served: Served) -> str:
+    return served.address
 
 
 def _quire(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -79,10 +84,23 @@ def test_chat_keeps_the_conversation_and_its_commands_change_it(address: str) ->
     assert system == by_flag != first
 
 
-def test_chat_tells_a_failed_answer_and_goes_on(address: str) -> None:
-    shown = _quire("chat", "--address", address, "--model", "other", stdin="a\nb\n")
-    assert shown.returncode == 1
-    assert shown.stderr.count("model='other' is not served here") == 2
+def test_chat_over_http_says_what_it_says_over_grpc(served: Served) -> None:
+    flags = ("--seed", "5", "--max-tokens", "30", "--stop", "thee")
+    lines = "/system Be a nurse.\nSpeak, ROMEO\nAgain\n"
+    over_grpc = _quire("chat", "--address", served.address, *flags, stdin=lines)
+    over_http = _quire("chat", "--address", served.url, *flags, stdin=lines)
+    assert over_http.returncode == 0, over_http.stderr
+    assert over_http.stdout == over_grpc.stdout
+    assert len(over_http.stdout) > 10
+
+
+def test_chat_tells_a_failed_answer_and_goes_on(served: Served) -> None:
+    for where in (served.address, served.url):
+        shown = _quire("chat", "--address", where, "--model", "other", stdin="a\nb\n")
+        assert shown.returncode == 1
+        assert shown.stderr.count("model='other' is not served here") == 2
+    away = _quire("chat", "--address", "http://127.0.0.1:9", stdin="a\n")
+    assert away.stderr.startswith("quire chat: no answer from 127.0.0.1:9")
 
 
 def test_generate_shows_each_of_n_sequences(address: str) -> None:

@@ -15,10 +15,12 @@ STOP_WITHIN_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running stack and the address of its front door."""
+    """A running stack and the addresses of its front door."""
 
     address: str
     process: "subprocess.Popen[str]"
+    url: str = ""
+    """Of the HTTP API; empty without one."""
 
 
 @contextlib.contextmanager
@@ -37,8 +39,9 @@ def running_stack(
     try:
         line = process.stdout.readline()
         match = re.match(r"Quire is ready: .* on grpc (127\.0\.0\.1:\d+) ", line)
+        http = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert match, f"no ready line but {line!r}"
-        yield Served(match[1], process)
+        yield Served(match[1], process, http[0] if http else "")
     finally:
         process.send_signal(signal.SIGTERM)
         status = process.wait(STOP_WITHIN_S)
