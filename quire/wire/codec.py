@@ -53,6 +53,12 @@ class _Writer:
         self._header.tensors.add(name=name, type=_TYPE_OF_CODE[code], shape=shape)
         self._buffers.append(array(code, values).tobytes())
 
+    def add_token_ids(self, name: str, token_ids: "array[int]") -> None:
+        """A column that is packed already, unsigned: token ids are below 2^31, so their bytes are those of int32."""
+        if token_ids:
+            self._header.tensors.add(name=name, type=step_pb2.TENSOR_TYPE_INT32, shape=(len(token_ids),))
+            self._buffers.append(token_ids.tobytes())
+
     def frames(self) -> list[Buffer]:
         return [self._header.SerializeToString(), *self._buffers]
 
@@ -236,19 +242,19 @@ def _view(raw: memoryview, code: str) -> Column:
 def _add_admissions(writer: _Writer, admissions: Sequence[SlotAdmission]) -> None:
     ints: list[int] = []
     floats: list[float] = []
-    token_ids: list[int] = []
+    token_ids = array("I")
     stop_token_ids: list[int] = []
     for a in admissions:
         ints += (a.slot, len(a.token_ids), a.num_computed_tokens, a.prompt_len, a.sequence_index)
         ints += (a.top_k, a.num_logprobs, a.min_len, a.max_len, len(a.stop_token_ids), 0)
         floats += (a.temperature, a.top_p, a.min_p)
         floats += (a.presence_penalty, a.frequency_penalty, a.repetition_penalty)
-        token_ids += a.token_ids
+        token_ids.extend(a.token_ids)
         stop_token_ids += a.stop_token_ids
     writer.add("admission_ints", "i", ints, _ADMISSION_INTS)
     writer.add("admission_floats", "f", floats, _ADMISSION_FLOATS)
     writer.add("admission_seeds", "q", [a.seed for a in admissions])
-    writer.add("admission_token_ids", "i", token_ids)
+    writer.add_token_ids("admission_token_ids", token_ids)
     writer.add("admission_stop_token_ids", "i", stop_token_ids)
 
 

@@ -17,6 +17,7 @@ the tokens its slot knows; a forked child draws one from its parent's logits in 
 sequence index.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 NO_LOGPROBS = -1
@@ -31,7 +32,7 @@ class SlotAdmission:
     """
 
     slot: int
-    token_ids: list[int]
+    token_ids: Sequence[int]
     """Tokens the sequence has: its prompt and, after a preemption or on another worker, what it generated."""
     num_computed_tokens: int
     """How many of them already have keys and values in the granted blocks (a prefix-cache hit)."""

@@ -5,7 +5,7 @@ Every rule names the field, the value and itself. Knows the serving state, but n
 
 from quire.errors import InvalidRequest, Overloaded, QuireError, Unavailable
 from quire.v1 import sampling_pb2, scheduler_pb2
-from quire_scheduler.core import OwnerId, Request, Sampling
+from quire_scheduler.core import OwnerId, Request, Sampling, TokenIds, token_ids_of
 
 _RETRY_AFTER_MS = 1000
 _MAX_REQUEST_ID_BYTES = 256
@@ -17,7 +17,7 @@ def build_request(
 ) -> Request:
     """The core's request for an admission. Raises a `QuireError` that names the rule it breaks."""
     _check_state(state)
-    prompt = list(admission.prompt_token_ids)
+    prompt = token_ids_of(admission.prompt_token_ids)
     sampling = _sampling(admission.sampling_params, len(prompt), state)
     _check_prompt(prompt, state)
     if len(admission.request_id.encode()) > _MAX_REQUEST_ID_BYTES:
@@ -54,7 +54,7 @@ def _check_state(state: scheduler_pb2.ServingState) -> None:
         raise Unavailable("no worker has registered yet", retry_after_ms=_RETRY_AFTER_MS)
 
 
-def _check_prompt(prompt: list[int], state: scheduler_pb2.ServingState) -> None:
+def _check_prompt(prompt: TokenIds, state: scheduler_pb2.ServingState) -> None:
     if not prompt:
         raise InvalidRequest("prompt is empty: it needs at least one token", field="prompt")
     if max(prompt) >= state.vocab_size:

@@ -6,7 +6,7 @@ Below this package: no clock, socket, task, tensor library or telemetry. The imp
 from quire_scheduler.core.answer import AnswerError, BrokenAnswer, StaleAnswer
 from quire_scheduler.core.event import Milestone, MilestoneKind, OwnerEvents, RequestFailure
 from quire_scheduler.core.group import GroupCapacity
-from quire_scheduler.core.request import FinishReason, OwnerId, Request, Sampling
+from quire_scheduler.core.request import FinishReason, OwnerId, Request, Sampling, TokenIds, token_ids_of
 from quire_scheduler.core.scheduler import CoreLimits, RequestRefused, Scheduler
 from quire_scheduler.core.stats import CoreStats
 
@@ -27,4 +27,6 @@ __all__ = [
     "Sampling",
     "Scheduler",
     "StaleAnswer",
+    "TokenIds",
+    "token_ids_of",
 ]

@@ -58,7 +58,6 @@ def _matching_step(group: Group, result: StepResult) -> Step:
 def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) -> str:
     """Walks the rows; returns what contradicts the plan, or nothing. At a thousand rows this loop is the cost."""
     fault = ""
-    block_size = group.capacity.block_size
     token_ids = result.token_ids
     logprobs = _LogprobReader(result) if result.logprob_lens else None
     running, finished = (
@@ -83,7 +82,7 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
             if draws is not (count == 1):
                 fault = f"{sequence} brought {count} tokens where its plan draws {int(draws)}"
                 continue
-            if computed // block_size > sequence.num_hashed_blocks:
+            if computed >= sequence.next_offer_len:
                 group.kv.offer_full_blocks(sequence, computed)
         elif count and sequence.num_known == sequence.num_prompt + len(outputs):
             sequence.num_known += 1  # it waits: a later step of its last run failed, this one did not

@@ -5,12 +5,24 @@ Keys and values at a position depend on every token before it, so equal chain ha
 never share a name. The chain follows the prefix caching of vLLM.
 """
 
-from array import array
 from hashlib import blake2b
 
-from quire_scheduler.core.request import Sequence
+from quire_scheduler.core.request import Sequence, TokenIds
 
 _DIGEST_SIZE_BYTES = 16
+
+_SALT = b"salt"
+"""Sets roots apart: no salt, whatever its bytes, has the name of a block."""
+
+
+def root_hash(salt: bytes) -> bytes:
+    """The parent of first blocks; as long as any other, so that parent and tokens can be told apart."""
+    return blake2b(salt, digest_size=_DIGEST_SIZE_BYTES, person=_SALT).digest()
+
+
+def chain_hash(parent: bytes, token_ids: TokenIds) -> bytes:
+    """The name of a block by what it holds and by the name of the block before it."""
+    return blake2b(parent + token_ids.tobytes(), digest_size=_DIGEST_SIZE_BYTES).digest()
 
 
 def extend_block_hashes(sequence: Sequence, num_blocks: int, block_size: int) -> None:
@@ -18,11 +30,6 @@ def extend_block_hashes(sequence: Sequence, num_blocks: int, block_size: int) ->
     hashes = sequence.block_hashes
     assert num_blocks * block_size <= sequence.num_confirmed, "a block with unknown tokens has no name"
     while len(hashes) < num_blocks:
+        parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
         start = len(hashes) * block_size
-        parent = hashes[-1] if hashes else sequence.request.cache_salt
-        hashes.append(_chain(parent, sequence.tokens(start, start + block_size)))
-
-
-def _chain(parent: bytes, token_ids: list[int]) -> bytes:
-    content = len(parent).to_bytes(4, "little") + parent + array("I", token_ids).tobytes()
-    return blake2b(content, digest_size=_DIGEST_SIZE_BYTES).digest()
+        hashes.append(chain_hash(parent, sequence.tokens(start, start + block_size)))

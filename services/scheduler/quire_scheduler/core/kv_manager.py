@@ -8,7 +8,7 @@ write into a block that another one holds too (copy-on-write, as in the PagedAtt
 from collections import Counter
 
 from quire.wire.plan import StepPlan
-from quire_scheduler.core.block_hash import extend_block_hashes
+from quire_scheduler.core.block_hash import chain_hash, extend_block_hashes, root_hash
 from quire_scheduler.core.block_pool import BlockPool
 from quire_scheduler.core.request import BlockId, Sequence
 
@@ -55,7 +55,10 @@ class KVManager:
             plan.grants += (sequence.slot, KV_GROUP, block)
         sequence.block_table = hits
         sequence.room = len(hits) * self.block_size
-        sequence.num_hashed_blocks = len(hits)
+        sequence.next_offer_len = sequence.room + self.block_size
+        sequence.last_hash = (
+            sequence.block_hashes[len(hits) - 1] if hits else root_hash(sequence.request.cache_salt)
+        )
 
     def make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
         """Lets the sequence write its next `num_tokens` positions; False, and no change, if blocks are short."""
@@ -82,7 +85,8 @@ class KVManager:
             self.pool.hold(block)
         child.block_table = list(parent.block_table)
         child.block_hashes = list(parent.block_hashes)
-        child.num_hashed_blocks = parent.num_hashed_blocks
+        child.last_hash = parent.last_hash
+        child.next_offer_len = parent.next_offer_len
         parent.room = child.room = parent.num_scheduled
 
     def release(self, sequence: Sequence) -> None:
@@ -91,24 +95,27 @@ class KVManager:
             self.pool.let_go(block)
         sequence.block_table = []
         sequence.room = 0
-        sequence.num_hashed_blocks = 0
 
     def offer_full_blocks(self, sequence: Sequence, num_tokens: int) -> list[NamedBlock]:
         """Enters the blocks that the first `num_tokens` tokens fill into the prefix cache; returns the new names.
 
         Blocks with tokens that are still in flight wait until they are confirmed.
         """
+        num_offered = sequence.next_offer_len // self.block_size - 1
         num_full = min(num_tokens, sequence.num_confirmed) // self.block_size
-        if not self._enable_prefix_caching:
-            sequence.num_hashed_blocks = num_full
+        if num_full <= num_offered:
             return []
-        extend_block_hashes(sequence, num_full, self.block_size)
+        sequence.next_offer_len = (num_full + 1) * self.block_size
+        if not self._enable_prefix_caching:
+            return []
         named: list[NamedBlock] = []
-        for index in range(sequence.num_hashed_blocks, num_full):
-            block, content_hash = sequence.block_table[index], sequence.block_hashes[index]
+        for index in range(num_offered, num_full):
+            start = index * self.block_size
+            content_hash = chain_hash(sequence.last_hash, sequence.tokens(start, start + self.block_size))
+            sequence.last_hash = content_hash
+            block = sequence.block_table[index]
             if self.pool.remember(block, content_hash):
                 named.append((block, content_hash))
-        sequence.num_hashed_blocks = max(sequence.num_hashed_blocks, num_full)
         return named
 
     def withdraw(self, named: list[NamedBlock]) -> None:

@@ -150,7 +150,7 @@ class Planner:
         """The prompt is about to be complete: the other sequences of the request start from the same blocks."""
         request = leader.request
         for index, slot in zip(leader.fork_indexes, leader.fork_slots, strict=True):
-            child = Sequence(request, index, [])
+            child = Sequence(request, index)
             child.order = (*leader.order[:-1], index)
             child.max_len = leader.max_len
             child.num_scheduled = leader.num_scheduled

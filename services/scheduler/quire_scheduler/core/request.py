@@ -4,9 +4,11 @@ A request is one prompt; a sequence is one continuation of it and the unit that 
 Sequences of one request share blocks while their tokens are equal (see `kv_manager`). Nothing here decides anything.
 """
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NewType
+from typing import TYPE_CHECKING, NewType, TypeAlias
 
 if TYPE_CHECKING:
     from quire_scheduler.core.group import Group
@@ -20,7 +22,19 @@ SlotId = NewType("SlotId", int)
 OwnerId = NewType("OwnerId", int)
 """Whoever added a request and gets its events: an attached peer or a token-level client."""
 
+TokenIds: TypeAlias = "array[int]"
+"""Token ids side by side, four bytes each.
+
+As a list, a token would be an object of its own: nine times the memory, all of it walked by full garbage collections,
+and a prompt's worth of it between the objects that a step visits, which made steps slower the longer contexts were.
+"""
+
 NO_SLOT = SlotId(-1)
+
+
+def token_ids_of(token_ids: Iterable[int]) -> TokenIds:
+    """The ids, packed."""
+    return array("I", token_ids)
 
 
 class FinishReason(IntEnum):
@@ -70,7 +84,7 @@ class Request:
     owner: OwnerId
     handle: int
     request_id: str
-    prompt_token_ids: list[int]
+    prompt_token_ids: TokenIds
     sampling: Sampling
     tenant: str = ""
     priority: int = 0
@@ -93,6 +107,9 @@ class Request:
     reported_cached_tokens: bool = False
     has_answered: bool = False
     """Whether a traced request has had its first token here, resumed or not."""
+
+    def __post_init__(self) -> None:
+        self.prompt_token_ids = token_ids_of(self.prompt_token_ids)
 
     @property
     def num_generated_tokens(self) -> int:
@@ -117,9 +134,10 @@ class Sequence:
         "fork_slots",
         "group",
         "index",
+        "last_hash",
         "max_len",
+        "next_offer_len",
         "num_computed",
-        "num_hashed_blocks",
         "num_in_flight",
         "num_known",
         "num_prompt",
@@ -133,10 +151,10 @@ class Sequence:
         "stop_token_ids",
     )
 
-    def __init__(self, request: Request, index: int, output_token_ids: list[int]) -> None:
+    def __init__(self, request: Request, index: int, output_token_ids: Iterable[int] = ()) -> None:
         self.request = request
         self.index = index
-        self.output_token_ids = output_token_ids
+        self.output_token_ids = token_ids_of(output_token_ids)
         self.num_prompt = len(request.prompt_token_ids)
         self.max_len = self.num_prompt + request.sampling.max_tokens
         self.stop_token_ids = frozenset(request.sampling.stop_token_ids)
@@ -148,15 +166,17 @@ class Sequence:
         self.block_table: list[BlockId] = []
         self.room = 0
         """First position that cannot be written without a grant or a copy."""
-        self.num_known = self.num_prompt + len(output_token_ids)
+        self.num_known = self.num_prompt + len(self.output_token_ids)
         self.num_scheduled = 0
         self.num_computed = 0
         self.num_in_flight = 0
         """Rows of this sequence in steps without a result yet."""
         self.block_hashes: list[bytes] = []
-        """Chain hashes of its full blocks, as far as they were needed."""
-        self.num_hashed_blocks = 0
-        """Blocks of the table that were offered to the prefix cache."""
+        """Chain hashes of its first blocks, as far as they were looked up in the prefix cache."""
+        self.last_hash = b""
+        """Chain hash of the last block that was offered to the prefix cache."""
+        self.next_offer_len = 0
+        """Computed tokens at which the next block of its table is full and offered to the prefix cache."""
         self.fork_indexes: list[int] = []
         """Sequences to be forked from this one when its prompt is computed."""
         self.fork_slots: list[SlotId] = []
@@ -167,7 +187,7 @@ class Sequence:
         """Tokens that the host has: prompt and confirmed output."""
         return self.num_prompt + len(self.output_token_ids)
 
-    def tokens(self, start: int, stop: int) -> list[int]:
+    def tokens(self, start: int, stop: int) -> TokenIds:
         """Confirmed tokens at positions `start` to `stop`."""
         split = self.num_prompt
         if stop <= split:

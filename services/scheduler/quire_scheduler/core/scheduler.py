@@ -255,13 +255,13 @@ class Scheduler:
             )
 
     def _enqueue_new(self, request: Request) -> None:
-        leader = Sequence(request, 0, [])
+        leader = Sequence(request, 0)
         leader.fork_indexes = list(range(1, request.sampling.n))
         request.live_sequences = {0: leader, **dict.fromkeys(leader.fork_indexes)}
         self._enqueue(leader)
 
     def _enqueue_resumed(self, request: Request) -> None:
-        sequences = [Sequence(request, index, list(tokens)) for index, tokens in request.resumed]
+        sequences = [Sequence(request, index, tokens) for index, tokens in request.resumed]
         request.live_sequences = {sequence.index: sequence for sequence in sequences}
         for sequence in sequences:
             self._enqueue(sequence)
