@@ -38,6 +38,11 @@ class Service:
         """Where its gRPC services are."""
         return self.facts["grpc"]
 
+    @property
+    def http_url(self) -> str:
+        """Where its HTTP API is."""
+        return self.facts["http"]
+
     def kill(self) -> None:
         """Ends it as the kernel would, with no chance to say goodbye."""
         self._killed = True

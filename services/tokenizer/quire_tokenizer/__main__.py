@@ -70,7 +70,7 @@ async def serve(config: TokenizerConfig) -> None:
     )
     tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerService(shelf, engine), server)
     health = add_health_and_reflection(server, _SERVICES)
-    app = build_app(Desk(engine=engine, shelf=shelf, config=config), credentials) if config.http else None
+    app = build_app(Desk.open(engine, shelf, config), credentials) if config.http else None
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -10,22 +10,40 @@ from quire_tokenizer.openai.chat_request import ChatCompletionRequest
 from quire_tokenizer.openai.choice import Choice, finish_reason_of, stop_reason_of
 from quire_tokenizer.openai.event import TEXT, TextEvent, encode_event
 from quire_tokenizer.openai.logprob import chat_entries
+from quire_tokenizer.openai.output_reader import OutputReader
+from quire_tokenizer.openai.piece import content_of, message_of
+from quire_tokenizer.openai.tool import ToolUse
 from quire_tokenizer.openai.usage import usage_of
+from quire_tokenizer.reasoning_parser import ReasoningParser
 from quire_tokenizer.stream import RequestStream
+
+_NUM_PROMPT_TOKENS_READ = 32
+"""The end of the prompt says whether the model thinks already."""
 
 
 class ChatCompletionWriter:
     """Says what an answer holds."""
 
-    def __init__(self, request: ChatCompletionRequest, answer_id: str) -> None:
+    def __init__(
+        self,
+        request: ChatCompletionRequest,
+        answer_id: str,
+        tools: ToolUse,
+        new_reasoning_parser: type[ReasoningParser] | None,
+    ) -> None:
         self._request = request
+        self._tools = tools
+        self._new_reasoning_parser = new_reasoning_parser
+        self._reads = tools.new_parser is not None or new_reasoning_parser is not None
+        self._readers: dict[int, OutputReader] = {}
         self._head: dict[str, Any] = {"id": answer_id, "created": int(time.time())}
         self._streams: Sequence[RequestStream] = ()
         self._choices: dict[int, Choice] = {}
         self._text_events: dict[int, TextEvent] = {}
         options = request.stream_options
         self._is_plain = not (
-            request.logprobs
+            self._reads
+            or request.logprobs
             or request.return_token_ids
             or (options is not None and options.continuous_usage_stats)
         )
@@ -58,11 +76,17 @@ class ChatCompletionWriter:
         return {**head, "choices": choices, "usage": usage_of(self._streams)}
 
     def _shown(self, index: int, choice: Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self._request.continued_text + choice.text}
+        reason = choice.finish_reason
+        if self._reads:
+            reader = self._new_reader(whole=True)
+            message.update(message_of(reader.feed(choice.text) + reader.finish()))
+            reason = self._reason(reason, reader)
         shown: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": self._request.continued_text + choice.text},
+            "message": message,
             "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.finish_reason,
+            "finish_reason": reason,
             "stop_reason": choice.stop_reason,
         }
         if self._request.return_token_ids:
@@ -78,7 +102,47 @@ class ChatCompletionWriter:
             first = encode_event(self._chunk(delta.index, opening))
         if self._is_plain and not delta.finish_reason:
             return first + event.encode(delta.text) if delta.text else first
+        if self._reads:
+            return first + self._read_events(delta)
         return first + encode_event(self._chunk(delta.index, {"content": delta.text}, delta))
+
+    def _read_events(self, delta: generation_pb2.CompletionDelta) -> bytes:
+        """Events of a sequence whose text is taken apart; log-probabilities and the end come with the last."""
+        reader = self._readers.get(delta.index)
+        if reader is None:
+            reader = self._readers[delta.index] = self._new_reader(whole=False)
+        pieces = reader.feed(delta.text) if delta.text else []
+        if delta.finish_reason:
+            pieces += reader.finish()
+        contents = [content_of(piece) for piece in pieces]
+        if not contents and not (delta.finish_reason or delta.logprobs):
+            return b""
+        *earlier, last = contents or [{}]
+        chunks = [self._chunk(delta.index, content) for content in earlier]
+        chunks.append(self._chunk(delta.index, last, delta))
+        choice = chunks[-1]["choices"][0]
+        choice["finish_reason"] = self._reason(choice["finish_reason"], reader)
+        return b"".join(map(encode_event, chunks))
+
+    def _new_reader(self, *, whole: bool) -> OutputReader:
+        reasoning = None
+        if self._new_reasoning_parser is not None:
+            stream = self._streams[0]
+            end_of_prompt = stream.prompt_token_ids[-_NUM_PROMPT_TOKENS_READ:]
+            reasoning = self._new_reasoning_parser(
+                prompt=stream.codec.decode(end_of_prompt, skip_special_tokens=False),
+                chat_template_kwargs=self._request.chat_template_kwargs,
+            )
+        new_parser = self._tools.new_parser
+        return OutputReader(
+            reasoning,
+            new_parser(holds_calls=whole) if new_parser is not None else None,
+            parallel_calls=self._request.allows_parallel_calls,
+        )
+
+    def _reason(self, reason: str | None, reader: OutputReader) -> str | None:
+        calls = reader.has_calls and self._tools.finishes_as_call
+        return "tool_calls" if calls and reason == "stop" else reason
 
     def _chunk(
         self, index: int, content: dict[str, Any], delta: generation_pb2.CompletionDelta | None = None

@@ -1,5 +1,6 @@
 """The body of /v1/chat/completions."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -8,7 +9,9 @@ from quire.errors import InvalidRequest
 from quire_tokenizer.conversation import Conversation
 from quire_tokenizer.engine import Call
 from quire_tokenizer.openai.body import Body, Text
+from quire_tokenizer.openai.constraint import constraint_of
 from quire_tokenizer.openai.message import Message
+from quire_tokenizer.openai.tool import Choice, Tool, ToolUse
 
 
 class ChatCompletionRequest(Body):
@@ -26,6 +29,9 @@ class ChatCompletionRequest(Body):
     chat_template: Text | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def num_top_logprobs(self) -> int:
@@ -39,19 +45,32 @@ class ChatCompletionRequest(Body):
             return ""
         return self.messages[-1].text
 
-    def call(self, *, trusts_template: bool) -> Call:
-        """The request. Raises `InvalidRequest`."""
+    @property
+    def allows_parallel_calls(self) -> bool:
+        """Whether more than one tool may be called at once."""
+        return self.parallel_tool_calls is not False
+
+    def call(self, tools: ToolUse, *, trusts_template: bool, sees_special_tokens: bool) -> Call:
+        """The request. `sees_special_tokens` leaves special tokens in the text for the parsers. Raises `InvalidRequest`."""
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest(
                 f"top_logprobs={self.top_logprobs}: needs logprobs=true", field="top_logprobs"
             )
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        forced: dict[str, Any] = {}
+        if tools.constraint is not None:
+            if constraint_of(self) is not None:
+                raise InvalidRequest("tool_choice: excludes other structured output", field="tool_choice")
+            forced["structured_outputs"] = tools.constraint
+        if sees_special_tokens and self.skip_special_tokens is None:
+            forced["skip_special_tokens"] = False
         request = self.generate_request(
-            n=self.n, max_tokens=limit, logprobs=self.num_top_logprobs if self.logprobs else None
+            n=self.n, max_tokens=limit, logprobs=self.num_top_logprobs if self.logprobs else None, **forced
         )
-        return Call(request=request, conversation=self.conversation(trusts_template=trusts_template))
+        conversation = self.conversation(tools.tools, trusts_template=trusts_template)
+        return Call(request=request, conversation=conversation)
 
-    def conversation(self, *, trusts_template: bool) -> Conversation:
+    def conversation(self, tools: Sequence[Mapping[str, Any]], *, trusts_template: bool) -> Conversation:
         """The messages and how to render them. Raises `InvalidRequest`."""
         if self.chat_template is not None and not trusts_template:
             raise InvalidRequest(
@@ -60,6 +79,8 @@ class ChatCompletionRequest(Body):
                 field="chat_template",
             )
         variables = dict(self.chat_template_kwargs or {})
+        if tools:
+            variables["tools"] = tools
         if self.documents is not None:
             variables.setdefault("documents", self.documents)
         return Conversation(

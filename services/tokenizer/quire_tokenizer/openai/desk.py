@@ -2,9 +2,10 @@
 
 import secrets
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+import orjson
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,11 +18,15 @@ from quire_tokenizer.openai.body import Body
 from quire_tokenizer.openai.chat_completion import ChatCompletionWriter
 from quire_tokenizer.openai.chat_request import ChatCompletionRequest
 from quire_tokenizer.openai.completion import CompletionRequest, CompletionWriter
+from quire_tokenizer.openai.constraint import constraint_of
 from quire_tokenizer.openai.error import invalid_body
 from quire_tokenizer.openai.guard import TENANT
 from quire_tokenizer.openai.limit import check_json_depth
+from quire_tokenizer.openai.tool import tool_use
+from quire_tokenizer.reasoning_parser import ReasoningParser, reasoning_parser
+from quire_tokenizer.tool_parser import ToolParser, tool_parser
 
-_Model = TypeVar("_Model", bound="Body")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +36,43 @@ class Desk:
     engine: GenerationEngine
     shelf: ModelShelf
     config: TokenizerConfig
+    tool_parser: type[ToolParser] | None = None
+    reasoning_parser: type[ReasoningParser] | None = None
+
+    @classmethod
+    def open(cls, engine: GenerationEngine, shelf: ModelShelf, config: TokenizerConfig) -> "Desk":
+        """The desk that a configuration asks for. Raises `ConfigError` for a parser that there is not."""
+        tools = tool_parser(config.tool_call_parser) if config.tool_call_parser else None
+        return cls(
+            engine=engine,
+            shelf=shelf,
+            config=config,
+            tool_parser=tools if config.enable_auto_tool_choice else None,
+            reasoning_parser=reasoning_parser(config.reasoning_parser) if config.reasoning_parser else None,
+        )
 
     async def read(self, request: Request, model: type[_Model]) -> _Model:
         """The body of a request. Raises `InvalidRequest` naming the field, or `RequestTooLarge`."""
         body = await request.body()
         check_json_depth(body, self.config.max_json_depth)
         return parse(body, model)
+
+    async def read_any(self, request: Request) -> dict[str, Any]:
+        """The body of a request, whatever its fields. Raises `InvalidRequest`, or `RequestTooLarge`."""
+        body = await request.body()
+        check_json_depth(body, self.config.max_json_depth)
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"the body is no JSON document: {error}", field="body") from error
+        if not isinstance(document, dict):
+            raise InvalidRequest("the body must be a JSON object", field="body")
+        return document
+
+    def max_model_len(self, name: str) -> int:
+        """Longest context of a served model, in tokens; 0 while no scheduler is attached."""
+        lengths = [card.max_model_len for card in self.engine.models() if not name or card.id == name]
+        return max(lengths, default=0)
 
     def complete(self, http: Request, request: CompletionRequest) -> Response:
         """The answer to a completion request, which runs when it is sent."""
@@ -46,9 +82,22 @@ class Desk:
 
     def chat(self, http: Request, request: ChatCompletionRequest) -> Response:
         """The answer to a chat completion request, which runs when it is sent."""
-        calls = [request.call(trusts_template=self.config.trust_request_chat_template)]
-        answer_id = self._name(http, "chatcmpl", request, calls)
-        return self._answer(http, calls, ChatCompletionWriter(request, answer_id), streams=request.stream)
+        tools = tool_use(
+            request.tools, request.tool_choice, self.tool_parser, parallel=request.allows_parallel_calls
+        )
+        # Held to a grammar from its first token, a model cannot think first.
+        reasons = (
+            self.reasoning_parser if constraint_of(request) is None and tools.constraint is None else None
+        )
+        call = request.call(
+            tools,
+            trusts_template=self.config.trust_request_chat_template,
+            sees_special_tokens=tools.needs_special_tokens
+            or (reasons is not None and reasons.needs_special_tokens),
+        )
+        answer_id = self._name(http, "chatcmpl", request, [call])
+        writer = ChatCompletionWriter(request, answer_id, tools, reasons)
+        return self._answer(http, [call], writer, streams=request.stream)
 
     def _name(self, http: Request, kind: str, request: Body, calls: list[Call]) -> str:
         """Gives each call its tenant and request id; returns the id of the whole answer."""

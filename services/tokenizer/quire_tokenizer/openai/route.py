@@ -23,15 +23,18 @@ from quire_tokenizer.openai.completion import CompletionRequest
 from quire_tokenizer.openai.desk import Desk
 from quire_tokenizer.openai.error import answer_http_error, answer_quire_error, answer_unforeseen
 from quire_tokenizer.openai.guard import KeyGuard
+from quire_tokenizer.openai.invocation import add_invocation_routes
 from quire_tokenizer.openai.limit import BodyLimit
 from quire_tokenizer.openai.model_list import add_model_routes
 from quire_tokenizer.openai.probe import OPEN_PATHS, add_probe_routes
 from quire_tokenizer.openai.schema import body_of, publish_schemas
+from quire_tokenizer.openai.tokenization import BODIES as TOKENIZATION_BODIES
+from quire_tokenizer.openai.tokenization import add_tokenization_routes
 
 _NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
 """FastAPI's own would see every request a second time; the engine traces them, whichever face they came through."""
 
-_BODIES: tuple[type[BaseModel], ...] = (CompletionRequest, ChatCompletionRequest)
+_BODIES: tuple[type[BaseModel], ...] = (CompletionRequest, ChatCompletionRequest, *TOKENIZATION_BODIES)
 
 
 def build_app(desk: Desk, credentials: Credentials) -> FastAPI:
@@ -45,6 +48,8 @@ def build_app(desk: Desk, credentials: Credentials) -> FastAPI:
     app.add_exception_handler(Exception, answer_unforeseen)
     _add_generation_routes(app, desk)
     add_model_routes(app, desk)
+    add_tokenization_routes(app, desk)
+    add_invocation_routes(app, desk)
     add_probe_routes(app, desk)
     publish_schemas(app, _BODIES)
     _add_middleware(app, config, credentials)

@@ -1,0 +1,1 @@
+"""Programs under the names that users of vLLM start them by."""
