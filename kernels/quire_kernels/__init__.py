@@ -7,6 +7,7 @@ from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.dispatch import (
     admit_slots,
     advance_slots,
+    apply_token_bitmask,
     copy_blocks,
     fork_slots,
     fused_add_rms_norm,
@@ -41,6 +42,7 @@ __all__ = [
     "admit_slots",
     "advance_slots",
     "allocate_slot_state",
+    "apply_token_bitmask",
     "copy_blocks",
     "fork_slots",
     "fused_add_rms_norm",

@@ -278,6 +278,15 @@ def sample(
     return tokens
 
 
+def apply_token_bitmask(logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+    if _runs_triton(logits):
+        from quire_kernels.sampling.bitmask import apply_token_bitmask as apply
+
+        apply(logits, rows, bitmask)
+    else:
+        sampling_reference.apply_token_bitmask(logits, rows, bitmask)
+
+
 def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return logprobs.token_logprobs(logits, tokens, num_top)
 

@@ -26,6 +26,20 @@ def sample(logits: Tensor, params: SamplingTensors) -> Tensor:
     return lowest_argmax(torch.where(greedy, logits.float(), noisy))
 
 
+def apply_token_bitmask(logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+    """Bar tokens in place: bit t of ``bitmask[i]`` is 0 where row ``rows[i]`` of ``logits [R, V]`` may not draw token t.
+
+    ``rows [G]`` int32 names each row once; ``bitmask [G, W]`` int32 holds 32 tokens a word, the lowest bit first. Tokens
+    past its last word are barred. Other rows stay as they are.
+    """
+    bits = (bitmask.unsqueeze(2) >> torch.arange(32, dtype=torch.int32, device=bitmask.device)) & 1
+    barred = bits.flatten(1)[:, : logits.shape[1]] == 0
+    logits[rows.long(), : barred.shape[1]] = logits[rows.long(), : barred.shape[1]].masked_fill(
+        barred, float("-inf")
+    )
+    logits[rows.long(), barred.shape[1] :] = float("-inf")
+
+
 def scale_by_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     """Return ``logits * (1 / temperature)`` in float32; rows of temperature 0 stay as they are."""
     inverse = torch.where(temperature == 0, 1.0, 1.0 / temperature)
