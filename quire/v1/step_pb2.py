@@ -24,19 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13quire/v1/step.proto\x12\x08quire.v1\"\xcb\x01\n\nStepHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.quire.v1.StepKind\x12\x10\n\x08group_id\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07step_id\x18\x05 \x01(\x04\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12+\n\x07tensors\x18\x07 \x03(\x0b\x32\x1a.quire.v1.TensorDescriptor\x12\r\n\x05\x65rror\x18\x08 \x01(\t\"i\n\x10TensorDescriptor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04type\x18\x02 \x01(\x0e\x32\x14.quire.v1.TensorType\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x14\n\x0c\x63ontent_hash\x18\x04 \x01(\x0c*{\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_KIND_PLAN\x10\x01\x12\x14\n\x10STEP_KIND_RESULT\x10\x02\x12\x15\n\x11STEP_KIND_REFUSAL\x10\x03\x12\x13\n\x0fSTEP_KIND_READY\x10\x04*\x87\x01\n\nTensorType\x12\x1b\n\x17TENSOR_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11TENSOR_TYPE_INT32\x10\x01\x12\x15\n\x11TENSOR_TYPE_INT64\x10\x02\x12\x17\n\x13TENSOR_TYPE_FLOAT32\x10\x03\x12\x15\n\x11TENSOR_TYPE_UINT8\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13quire/v1/step.proto\x12\x08quire.v1\"\xf3\x01\n\nStepHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.quire.v1.StepKind\x12\x10\n\x08group_id\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07step_id\x18\x05 \x01(\x04\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12+\n\x07tensors\x18\x07 \x03(\x0b\x32\x1a.quire.v1.TensorDescriptor\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12&\n\x08\x66\x61ilures\x18\t \x03(\x0b\x32\x14.quire.v1.RowFailure\"9\n\nRowFailure\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"i\n\x10TensorDescriptor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04type\x18\x02 \x01(\x0e\x32\x14.quire.v1.TensorType\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x14\n\x0c\x63ontent_hash\x18\x04 \x01(\x0c*{\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_KIND_PLAN\x10\x01\x12\x14\n\x10STEP_KIND_RESULT\x10\x02\x12\x15\n\x11STEP_KIND_REFUSAL\x10\x03\x12\x13\n\x0fSTEP_KIND_READY\x10\x04*\x87\x01\n\nTensorType\x12\x1b\n\x17TENSOR_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11TENSOR_TYPE_INT32\x10\x01\x12\x15\n\x11TENSOR_TYPE_INT64\x10\x02\x12\x17\n\x13TENSOR_TYPE_FLOAT32\x10\x03\x12\x15\n\x11TENSOR_TYPE_UINT8\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.step_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STEPKIND']._serialized_start=346
-  _globals['_STEPKIND']._serialized_end=469
-  _globals['_TENSORTYPE']._serialized_start=472
-  _globals['_TENSORTYPE']._serialized_end=607
+  _globals['_STEPKIND']._serialized_start=445
+  _globals['_STEPKIND']._serialized_end=568
+  _globals['_TENSORTYPE']._serialized_start=571
+  _globals['_TENSORTYPE']._serialized_end=706
   _globals['_STEPHEADER']._serialized_start=34
-  _globals['_STEPHEADER']._serialized_end=237
-  _globals['_TENSORDESCRIPTOR']._serialized_start=239
-  _globals['_TENSORDESCRIPTOR']._serialized_end=344
+  _globals['_STEPHEADER']._serialized_end=277
+  _globals['_ROWFAILURE']._serialized_start=279
+  _globals['_ROWFAILURE']._serialized_end=336
+  _globals['_TENSORDESCRIPTOR']._serialized_start=338
+  _globals['_TENSORDESCRIPTOR']._serialized_end=443
 # @@protoc_insertion_point(module_scope)

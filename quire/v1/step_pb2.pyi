@@ -34,7 +34,7 @@ TENSOR_TYPE_FLOAT32: TensorType
 TENSOR_TYPE_UINT8: TensorType
 
 class StepHeader(_message.Message):
-    __slots__ = ("protocol_version", "kind", "group_id", "epoch", "step_id", "traceparent", "tensors", "error")
+    __slots__ = ("protocol_version", "kind", "group_id", "epoch", "step_id", "traceparent", "tensors", "error", "failures")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class StepHeader(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     kind: StepKind
     group_id: int
@@ -51,7 +52,18 @@ class StepHeader(_message.Message):
     traceparent: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorDescriptor]
     error: str
-    def __init__(self, protocol_version: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., group_id: _Optional[int] = ..., epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., traceparent: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorDescriptor, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
+    failures: _containers.RepeatedCompositeFieldContainer[RowFailure]
+    def __init__(self, protocol_version: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., group_id: _Optional[int] = ..., epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., traceparent: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorDescriptor, _Mapping]]] = ..., error: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[RowFailure, _Mapping]]] = ...) -> None: ...
+
+class RowFailure(_message.Message):
+    __slots__ = ("row", "message", "field")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    message: str
+    field: str
+    def __init__(self, row: _Optional[int] = ..., message: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
 
 class TensorDescriptor(_message.Message):
     __slots__ = ("name", "type", "shape", "content_hash")

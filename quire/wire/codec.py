@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from quire.v1 import step_pb2
 from quire.wire import PROTOCOL_VERSION
 from quire.wire.plan import SlotAdmission, StepPlan
-from quire.wire.result import StepRefusal, StepResult, WorkerReady
+from quire.wire.result import RowFailure, StepRefusal, StepResult, WorkerReady
 
 assert sys.byteorder == "little", "the wire is little-endian and its buffers are used in place"
 
@@ -23,6 +23,7 @@ _TYPE_OF_CODE = {
     "i": step_pb2.TENSOR_TYPE_INT32,
     "q": step_pb2.TENSOR_TYPE_INT64,
     "f": step_pb2.TENSOR_TYPE_FLOAT32,
+    "B": step_pb2.TENSOR_TYPE_UINT8,
 }
 _CODE_OF_TYPE = {tensor_type: code for code, tensor_type in _TYPE_OF_CODE.items()}
 
@@ -77,6 +78,9 @@ class _Reader:
 
     def take(self, name: str, code: str, width: int = 1) -> list[int]:
         return self._take(name, code, width).tolist()
+
+    def take_bytes(self, name: str) -> bytes:
+        return self._take(name, "B", 1).tobytes()
 
     def take_floats(self, name: str, width: int = 1) -> list[float]:
         return cast(list[float], self._take(name, "f", width).tolist())
@@ -138,7 +142,10 @@ def decode_plan(frames: Sequence[Buffer]) -> StepPlan:
 
 def encode_result(result: StepResult) -> list[Buffer]:
     """Frames of a result."""
-    writer = _Writer(_header(step_pb2.STEP_KIND_RESULT, result.group_id, result.epoch, result.step_id))
+    header = _header(step_pb2.STEP_KIND_RESULT, result.group_id, result.epoch, result.step_id)
+    for failure in result.failures:
+        header.failures.add(row=failure.row, message=failure.message, field=failure.field)
+    writer = _Writer(header)
     writer.add("num_tokens", "i", result.num_tokens)
     writer.add("token_ids", "i", result.token_ids)
     writer.add("logprob_lens", "i", result.logprob_lens)
@@ -182,6 +189,7 @@ def decode_answer(frames: Sequence[Buffer]) -> StepResult | StepRefusal | Worker
         logprob_ids=reader.take("logprob_ids", "i"),
         logprob_values=reader.take_floats("logprob_values"),
         logprob_ranks=reader.take("logprob_ranks", "i"),
+        failures=[RowFailure(each.row, each.message, each.field) for each in header.failures],
     )
     reader.finish()
     _check_result(result)
@@ -256,6 +264,9 @@ def _add_admissions(writer: _Writer, admissions: Sequence[SlotAdmission]) -> Non
     writer.add("admission_seeds", "q", [a.seed for a in admissions])
     writer.add_token_ids("admission_token_ids", token_ids)
     writer.add("admission_stop_token_ids", "i", stop_token_ids)
+    constrained = [(number, a.grammar) for number, a in enumerate(admissions) if a.grammar]
+    writer.add("grammars", "i", [x for number, text in constrained for x in (number, len(text))], 2)
+    writer.add("grammar_bytes", "B", b"".join(text for _number, text in constrained))
 
 
 def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
@@ -265,6 +276,7 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
     token_ids = reader.take("admission_token_ids", "i")
     stop_token_ids = reader.take("admission_stop_token_ids", "i")
     num_admissions = len(seeds)
+    grammars = _take_grammars(reader, num_admissions)
     if len(ints) != num_admissions * _ADMISSION_INTS or len(floats) != num_admissions * _ADMISSION_FLOATS:
         raise FrameError("admission columns differ in length")
     admissions: list[SlotAdmission] = []
@@ -305,6 +317,7 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
                 presence_penalty=presence,
                 frequency_penalty=frequency,
                 repetition_penalty=repetition,
+                grammar=grammars.get(i, b""),
             )
         )
         token_at += num_tokens
@@ -312,6 +325,21 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
     if token_at != len(token_ids) or stop_at != len(stop_token_ids):
         raise FrameError("admission token columns do not add up")
     return admissions
+
+
+def _take_grammars(reader: _Reader, num_admissions: int) -> dict[int, bytes]:
+    """Constraints by the number of their admission."""
+    pairs, joined = reader.take("grammars", "i", 2), reader.take_bytes("grammar_bytes")
+    grammars: dict[int, bytes] = {}
+    at = 0
+    for number, num_bytes in zip(pairs[::2], pairs[1::2], strict=True):
+        if not 0 <= number < num_admissions or num_bytes < 0:
+            raise FrameError(f"a grammar of {num_bytes} bytes for admission {number} of {num_admissions}")
+        grammars[number] = joined[at : at + num_bytes]
+        at += num_bytes
+    if at != len(joined):
+        raise FrameError("grammars do not add up to grammar_bytes")
+    return grammars
 
 
 def _check_result(result: StepResult) -> None:
@@ -322,5 +350,7 @@ def _check_result(result: StepResult) -> None:
         raise FrameError("logprob_lens and token_ids differ in length")
     if sum(result.logprob_lens) != num_entries or min(result.logprob_lens, default=0) < 0:
         raise FrameError("logprob_lens does not add up to logprob_ids")
+    if any(failure.row >= len(result.num_tokens) for failure in result.failures):
+        raise FrameError("a failure of a row that the result does not have")
     if len(result.logprob_values) != num_entries or len(result.logprob_ranks) != num_entries:
         raise FrameError("log-probability columns differ in length")

@@ -57,6 +57,9 @@ class SlotAdmission:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
 
+    grammar: bytes = b""
+    """A constraint on the output, a serialised quire.v1.StructuredOutputsParams; empty asks for none."""
+
     @property
     def has_penalties(self) -> bool:
         """Whether what the sequence has seen changes what it draws."""

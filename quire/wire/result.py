@@ -26,6 +26,18 @@ class StepResult:
     """Natural log-probabilities of the raw logits, beside `logprob_ids`."""
     logprob_ranks: list[int] = field(default_factory=list)
     """Ranks in the vocabulary, beside `logprob_ids`; 1 is the likeliest."""
+    failures: list["RowFailure"] = field(default_factory=list)
+    """Rows whose requests cannot go on; the others can."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFailure:
+    """Why the request of one row must end; such a row brings no token."""
+
+    row: int
+    message: str
+    field: str = ""
+    """Of the request, that is at fault."""
 
 
 @dataclass(slots=True, kw_only=True)

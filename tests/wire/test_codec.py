@@ -1,5 +1,7 @@
 """Plans and results survive the wire, and what is no message is refused."""
 
+from array import array
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from quire.wire.codec import (
     encode_result,
 )
 from quire.wire.plan import SlotAdmission, StepPlan
-from quire.wire.result import StepRefusal, StepResult, WorkerReady
+from quire.wire.result import RowFailure, StepRefusal, StepResult, WorkerReady
 
 INT32 = st.integers(0, 2**31 - 1)
 
@@ -45,6 +47,23 @@ ADMISSIONS = st.builds(
     presence_penalty=st.floats(-2, 2, width=32),
     frequency_penalty=st.floats(-2, 2, width=32),
     repetition_penalty=st.floats(0.125, 8, width=32),
+    grammar=st.binary(max_size=6),
+)
+ADMISSION = SlotAdmission(
+    slot=0,
+    token_ids=[1, 2],
+    num_computed_tokens=0,
+    prompt_len=2,
+    sequence_index=0,
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    seed=1,
+    num_logprobs=-1,
+    min_len=0,
+    max_len=9,
+    stop_token_ids=(),
 )
 PLANS = st.lists(st.tuples(INT32, INT32), max_size=5).flatmap(
     lambda rows: st.builds(
@@ -67,6 +86,28 @@ PLANS = st.lists(st.tuples(INT32, INT32), max_size=5).flatmap(
 @given(PLANS)
 def test_a_plan_survives_the_wire(plan: StepPlan) -> None:
     assert decode_plan(encode_plan(plan)) == plan
+
+
+def test_failures_of_rows_survive_the_wire_and_name_rows_that_there_are() -> None:
+    result = StepResult(group_id=1, epoch=2, step_id=3, num_tokens=[1, 0], token_ids=[7])
+    result.failures = [RowFailure(1, "too complex", "structured_outputs")]
+    assert decode_answer(encode_result(result)) == result
+    result.failures = [RowFailure(2, "nobody", "")]
+    with pytest.raises(FrameError, match="a failure of a row that the result does not have"):
+        decode_answer(encode_result(result))
+
+
+@pytest.mark.parametrize(("pairs", "joined"), [([0, 3], b"ab"), ([1, 2], b"ab"), ([0, -1, 0, 3], b"ab")])
+def test_grammars_that_do_not_add_up_are_refused(pairs: list[int], joined: bytes) -> None:
+    plan = StepPlan(group_id=1, epoch=2, step_id=3, scheduled_slots=[0], scheduled_tokens=[1])
+    plan.admissions = [ADMISSION]
+    frames = encode_plan(plan)
+    header = step_pb2.StepHeader.FromString(bytes(frames[0]))
+    header.tensors.add(name="grammars", type=step_pb2.TENSOR_TYPE_INT32, shape=(len(pairs) // 2, 2))
+    header.tensors.add(name="grammar_bytes", type=step_pb2.TENSOR_TYPE_UINT8, shape=(len(joined),))
+    packed = array("i", pairs).tobytes()
+    with pytest.raises(FrameError, match="grammar"):
+        decode_plan([header.SerializeToString(), *frames[1:], packed, joined])
 
 
 @given(st.lists(st.booleans(), max_size=6), st.booleans())

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from quire_scheduler.core import CoreLimits, GroupCapacity, Request, Sampling, Scheduler
-from quire_scheduler.core.event import OwnerEvents
+from quire_scheduler.core.event import OwnerEvents, RequestFailure
 from quire_scheduler.core.request import FinishReason, OwnerId
 from quire_scheduler.core.stats import CoreStats
 from quire_worker.loading import LoadedModel
+from quire_worker.pending_result import PendingResult
 from quire_worker.runner import Runner
 
 from quire.v1 import worker_pb2
@@ -68,6 +69,8 @@ class Driver:
         self._handles = 0
         self._outputs: dict[tuple[int, int], Output] = {}
         self.plans: list[StepPlan] = []
+        self.failures: dict[int, RequestFailure] = {}
+        """By handle."""
 
     @classmethod
     def of(cls, loaded: LoadedModel, **options: int) -> "Driver":
@@ -101,22 +104,35 @@ class Driver:
         )
         return self._handles
 
-    def run(self) -> dict[tuple[int, int], Output]:
-        """Steps until nothing is left; outputs by (handle, sequence index)."""
-        in_flight: deque[StepPlan] = deque()
-        for _ in range(_MAX_STEPS):
+    def run(self, *, num_steps: int = _MAX_STEPS, may_fail: bool = False) -> dict[tuple[int, int], Output]:
+        """Steps until nothing is left; outputs by (handle, sequence index).
+
+        Like the step loop, it gives the runner a plan as soon as it is cut, and reads results in order. A run of fewer
+        steps ends with what is in flight lost, as with its worker.
+        """
+        in_flight: deque[PendingResult] = deque()
+        for _ in range(num_steps):
             while (plan := self._core.schedule(_GROUP, 0.0)) is not None:
                 self.plans.append(plan)
-                in_flight.append(decode_plan(encode_plan(plan)))
+                in_flight.append(self._runner.execute(decode_plan(encode_plan(plan))))
             if not in_flight:
                 break
-            answer = decode_answer(encode_result(self._runner.execute(in_flight.popleft())()))
+            answer = decode_answer(encode_result(in_flight.popleft()()))
+            self._runner.draw_if_ready()
             assert isinstance(answer, StepResult)
             self._core.apply(answer, 0.0)
             self._collect()
-        assert not self._core.has_work(_GROUP), "the core has work left and plans nothing"
-        assert all(output.finish_reason is not None for output in self._outputs.values())
+        assert may_fail or not self.failures, self.failures
+        if num_steps == _MAX_STEPS:
+            assert not self._core.has_work(_GROUP), "the core has work left and plans nothing"
+            ended = [out for (handle, _), out in self._outputs.items() if handle not in self.failures]
+            assert all(output.finish_reason is not None for output in ended)
         return self._outputs
+
+    def lose_worker(self) -> None:
+        """What ran there waits again; the worker holds nothing and is in a new epoch."""
+        self._runner.drop_slots()
+        self._core.reset(_GROUP, self._core.epoch(_GROUP) + 1)
 
     def generate(self, requests: Iterable[tuple[list[int], Sampling]]) -> list[Output]:
         """Runs requests together; their first sequences, in order."""
@@ -126,7 +142,7 @@ class Driver:
 
     def _collect(self) -> None:
         for events in self._core.drain_events().values():
-            assert not events.failures, events.failures
+            self.failures |= {failure.handle: failure for failure in events.failures}
             self._collect_rows(events)
 
     def _collect_rows(self, events: OwnerEvents) -> None:

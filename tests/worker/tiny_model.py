@@ -44,17 +44,22 @@ def make_tiny_model(directory: Path, family: str = "llama", seed: int = 0, **set
     """Random weights of ordinary scale: biases and norms are random too, so that forgetting one shows."""
     make_config, make_model = _CLASSES[family]
     config = make_config(
-        vocab_size=VOCAB_SIZE,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         bos_token_id=None,
-        eos_token_id=1,
         pad_token_id=None,
         dtype="float32",
-        **{"max_position_embeddings": MAX_MODEL_LEN, "head_dim": 16, "tie_word_embeddings": False} | settings,
+        **{
+            "vocab_size": VOCAB_SIZE,
+            "eos_token_id": 1,
+            "max_position_embeddings": MAX_MODEL_LEN,
+            "head_dim": 16,
+            "tie_word_embeddings": False,
+        }
+        | settings,
     )
     torch.manual_seed(seed)
     model = make_model(config).eval()

@@ -8,10 +8,12 @@ import torch
 from quire.config import WorkerConfig
 from quire_worker.device_batch import DeviceBatch
 from quire_worker.device_step import DeviceStep
+from quire_worker.grammar_compiler import GrammarCompiler
 from quire_worker.kv_cache import CacheShape, allocate_cache, num_cache_blocks
 from quire_worker.model.config import ModelConfig
 from quire_worker.model.decoder import Decoder
 from quire_worker.runner import Runner
+from quire_worker.slot_grammar import SlotGrammars
 from quire_worker.slot_table import SlotTable
 from quire_worker.step_graph import StepGraphs
 from quire_worker.step_shape import ShapeTable, StepShape
@@ -29,7 +31,12 @@ _GRAPH_BYTES = 512 * 2**20
 
 
 def build_runner(
-    decoder: Decoder, cache: CacheShape, config: WorkerConfig, max_model_len: int, device: torch.device
+    decoder: Decoder,
+    cache: CacheShape,
+    config: WorkerConfig,
+    max_model_len: int,
+    device: torch.device,
+    compiler: GrammarCompiler,
 ) -> tuple[Runner, int]:
     """The runner and the number of its KV blocks. Raises `ConfigError` when the cache does not fit."""
     max_blocks = -(-max_model_len // cache.block_size)
@@ -62,7 +69,8 @@ def build_runner(
         vocab_size=cache.model.vocab_size,
     )
     graphs = _captured(step, shapes) if shapes is not None and not config.enforce_eager else None
-    return Runner(step, slots, shapes, graphs), num_blocks
+    grammars = SlotGrammars(compiler, cache.model.vocab_size)
+    return Runner(step, slots, grammars, shapes, graphs), num_blocks
 
 
 def graph_token_limit(model: ModelConfig) -> int:

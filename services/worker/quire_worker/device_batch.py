@@ -71,17 +71,22 @@ class DeviceBatch:
         self._occurrences.release([*changes.releases, *(admission.slot for admission in changes.admissions)])
         if changes.admissions:
             records, stops = _admission_records(changes.admissions)
-            admit_slots(self.state, self._to_device(records), self._to_device(stops))
+            admit_slots(self.state, self.to_device(records), self.to_device(stops))
             self._count_occurrences(changes.admissions)
         if changes.grants:
             block_at = {(slot, index): block for slot, index, block in changes.grants}
             triples = [(slot, index, block) for (slot, index), block in block_at.items()]
-            grant_blocks(self.state, self._to_device(np.array(triples, dtype=np.int32)))
+            grant_blocks(self.state, self.to_device(np.array(triples, dtype=np.int32)))
         if changes.copies:
-            copy_blocks(kv_cache, self._to_device(np.array(changes.copies, dtype=np.int64)))
+            copy_blocks(kv_cache, self.to_device(np.array(changes.copies, dtype=np.int64)))
         if changes.forks:
-            fork_slots(self.state, self._to_device(np.array(changes.forks, dtype=np.int32)))
+            fork_slots(self.state, self.to_device(np.array(changes.forks, dtype=np.int32)))
             self._occurrences.fork([(parent, child) for parent, child, _index in changes.forks])
+
+    def lift_min_len(self, slots: list[int]) -> None:
+        """Lets slots end whatever their length."""
+        if slots:
+            self.state.min_len[self.to_device(np.array(slots, dtype=np.int64))] = 0
 
     def load_padding(self, shape: StepShape) -> None:
         """Makes the next step one of nothing but padding: it computes, and changes no slot."""
@@ -152,6 +157,13 @@ class DeviceBatch:
             occurrences=self._occurrences,
         )
 
+    def to_device(self, column: np.ndarray) -> Tensor:
+        """A copy on the device, without a wait."""
+        tensor = torch.from_numpy(column)
+        if self._device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
     def _count_occurrences(self, admissions: list[SlotAdmission]) -> None:
         penalised = [admission for admission in admissions if admission.has_penalties]
         self._occurrences.admit(
@@ -159,12 +171,6 @@ class DeviceBatch:
             [admission.token_ids for admission in penalised],
             [admission.prompt_len for admission in penalised],
         )
-
-    def _to_device(self, column: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(column)
-        if self._device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def _allocate_tensors(num_tokens: int, num_rows: int, max_blocks: int, device: torch.device) -> StepTensors:

@@ -6,12 +6,15 @@ forward pass depends on the shape of its step, a draw on the number of rows alon
 logits. Knows the decoder, the cache and the batch; no plan.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from quire_kernels import (
     SamplingTensors,
     StepRows,
     StepTensors,
     advance_slots,
+    apply_token_bitmask,
     mask_early_stops,
     prepare_step,
     sample,
@@ -56,6 +59,17 @@ class DeviceStep:
         tokens = sample(masked.logits, _sampling(tensors), rows.draws, batch.penalties(rows))
         masked.restore()
         advance_slots(batch.state, rows, tokens, batch.drawn[:num_rows])
+
+    @torch.inference_mode()
+    def mask(self, rows: list[int], bitmask: NDArray[np.int32]) -> None:
+        """Bars tokens from rows of the next draw: those whose bits are 0 in `bitmask [len(rows), words]`."""
+        if not rows:
+            return
+        # One copy to the device, of memory that torch keeps until it is done.
+        packed = np.concatenate((bitmask.reshape(-1), np.array(rows, dtype=np.int32)))
+        column = self.batch.to_device(packed)
+        masks, numbers = column[: bitmask.size].view(bitmask.shape), column[bitmask.size :]
+        apply_token_bitmask(self._logits, numbers, masks)
 
     def logits(self, num_rows: int) -> Tensor:
         """Logits `[num_rows, vocab]` of the last step, until the next one."""

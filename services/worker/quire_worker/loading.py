@@ -10,6 +10,7 @@ from quire.errors import ConfigError
 from quire.model_files import model_directory, read_json
 from quire.v1 import worker_pb2
 from quire_worker.assembly import build_runner
+from quire_worker.grammar_compiler import GrammarCompiler
 from quire_worker.kv_cache import CacheShape
 from quire_worker.model.config import ModelConfig, eos_token_ids, parse_model_config
 from quire_worker.model.decoder import Decoder
@@ -47,6 +48,8 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         raise ConfigError(f"--model={config.model}: the directory has no config.json", field="model")
     model = parse_model_config(raw)
     max_model_len = _max_model_len(config, model)
+    eos = eos_token_ids(read_json(directory / "generation_config.json")) or model.eos_token_ids
+    compiler = GrammarCompiler(directory / "tokenizer.json", model.vocab_size, eos)
     dtype = dtype_of(config, model, device)
     if config.load_format == "dummy":
         weights = dummy_weights(model, config.seed, dtype, device)
@@ -60,8 +63,7 @@ def load_model(config: WorkerConfig) -> LoadedModel:
     ).to(device)
     shape = CacheShape(model=model, dtype=_cache_dtype(config, dtype, device), block_size=config.block_size)
     decoder = Decoder(model, weights, rotary)
-    runner, num_blocks = build_runner(decoder, shape, config, max_model_len, device)
-    eos = eos_token_ids(read_json(directory / "generation_config.json")) or model.eos_token_ids
+    runner, num_blocks = build_runner(decoder, shape, config, max_model_len, device, compiler)
     return LoadedModel(
         runner=runner,
         spec=worker_pb2.ModelSpec(

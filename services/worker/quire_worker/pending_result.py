@@ -1,8 +1,11 @@
 """A step that the device may still be working on, and its answer once it is done.
 
-Copies from the device were ordered when the step was launched; whoever calls waits for them and for nothing else.
+Copies from the device were ordered when the step was launched; whoever calls waits for them and for nothing else. The
+draw of a step whose rows are bound by grammars may need tokens of earlier steps: it is launched once they have arrived,
+and until then the step is not ready.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +13,8 @@ import torch
 from torch import Tensor
 
 from quire.wire.plan import NO_LOGPROBS, StepPlan
-from quire.wire.result import StepResult
+from quire.wire.result import RowFailure, StepResult
+from quire_worker.slot_grammar import GrammarRow
 from quire_worker.slot_table import StepColumns
 
 
@@ -25,44 +29,94 @@ class HostLogprobs:
     top_logprobs: Tensor  # [L, num_top] float32
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawOutcome:
+    """What a draw brings, on its way to the host."""
+
+    drawn: Tensor  # [R] int32: -1 where no token was drawn
+    logprobs: HostLogprobs | None
+    done: "torch.cuda.Event | None"
+    """None where the device is the host."""
+
+
 class PendingResult:
-    """The answer of one launched step."""
+    """The answer of one step, whose forward pass is launched."""
 
     def __init__(
         self,
         plan: StepPlan,
         columns: StepColumns,
-        drawn: Tensor,
-        logprobs: HostLogprobs | None,
-        done: "torch.cuda.Event | None",
+        launch_draw: Callable[[], DrawOutcome],
+        bound_rows: Sequence[GrammarRow] = (),
+        needs: "Sequence[PendingResult]" = (),
     ) -> None:
-        self._plan = plan
+        self.plan = plan
         self._columns = columns
-        self._drawn = drawn
-        self._logprobs = logprobs
-        self._done = done
+        self._launch_draw = launch_draw
+        self._bound_rows = bound_rows
+        self._needs = needs
+        self._outcome: DrawOutcome | None = None
+        self._tokens: list[int] | None = None
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether `draw` would not wait."""
+        return all(earlier.is_ready for earlier in self._needs)
 
     @property
     def is_ready(self) -> bool:
         """Whether calling would not wait. Raises what the device reports of a failed step."""
-        return self._done is None or self._done.query()
+        outcome = self._outcome
+        return outcome is not None and (outcome.done is None or outcome.done.query())
+
+    @property
+    def was_read(self) -> bool:
+        """Whether its tokens have arrived and its grammars have followed them."""
+        return self._tokens is not None
+
+    def draw(self) -> DrawOutcome:
+        """Launches the draw, unless it was launched before; waits for the tokens that it needs."""
+        if self._outcome is None:
+            for earlier in self._needs:
+                earlier.read()
+            self._needs = ()
+            self._outcome = self._launch_draw()
+        return self._outcome
+
+    def read(self) -> list[int]:
+        """Waits for the step; the tokens by row, -1 where none was drawn."""
+        if self._tokens is None:
+            outcome = self.draw()
+            if outcome.done is not None:
+                outcome.done.synchronize()
+            self._tokens = outcome.drawn.tolist()
+            for each in self._bound_rows:
+                each.grammar.follow(self._tokens[each.row])
+        return self._tokens
 
     def __call__(self) -> StepResult:
         """Waits for the step and gives its result."""
-        if self._done is not None:
-            self._done.synchronize()
+        tokens = list(self.read())
+        failed = [each for each in self._bound_rows if each.grammar.error]
+        for each in failed:
+            tokens[each.row] = -1
         row_of_plan_row = np.empty_like(self._columns.plan_rows)
         row_of_plan_row[self._columns.plan_rows] = np.arange(len(row_of_plan_row))
-        drawn: list[int] = self._drawn.numpy()[row_of_plan_row].tolist()
+        drawn = [tokens[row] for row in row_of_plan_row.tolist()]
         result = StepResult(
-            group_id=self._plan.group_id,
-            epoch=self._plan.epoch,
-            step_id=self._plan.step_id,
+            group_id=self.plan.group_id,
+            epoch=self.plan.epoch,
+            step_id=self.plan.step_id,
             num_tokens=[int(token >= 0) for token in drawn],
             token_ids=[token for token in drawn if token >= 0],
+            failures=[
+                RowFailure(int(self._columns.plan_rows[each.row]), each.grammar.error, "structured_outputs")
+                for each in failed
+            ],
         )
-        if self._logprobs is not None:
-            self._add_logprobs(result, self._logprobs, drawn, row_of_plan_row.tolist())
+        logprobs = self.draw().logprobs
+        if logprobs is not None:
+            self._add_logprobs(result, logprobs, drawn, row_of_plan_row.tolist())
         return result
 
     def _add_logprobs(

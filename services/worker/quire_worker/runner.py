@@ -4,14 +4,18 @@ Joins the host's slot table, the batch on the device and the step over it; knows
 launches and returns at once: the device can be given the next step before this one is read.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from quire_kernels import token_logprobs
 from torch import Tensor
 
 from quire.wire.plan import NO_LOGPROBS, StepPlan
 from quire_worker.device_step import DeviceStep
-from quire_worker.pending_result import HostLogprobs, PendingResult
+from quire_worker.pending_result import DrawOutcome, HostLogprobs, PendingResult
+from quire_worker.slot_grammar import GrammarRow, SlotGrammars
 from quire_worker.slot_table import SlotTable, StepColumns
 from quire_worker.step_graph import StepGraphs
 from quire_worker.step_shape import ShapeTable, StepShape
@@ -24,13 +28,19 @@ class Runner:
         self,
         step: DeviceStep,
         slots: SlotTable,
+        grammars: SlotGrammars,
         shapes: ShapeTable | None = None,
         graphs: StepGraphs | None = None,
     ) -> None:
         self._step = step
         self._slots = slots
+        self._grammars = grammars
         self._shapes = shapes
         self._graphs = graphs
+        self._held: PendingResult | None = None
+        """A step whose draw is not launched."""
+        self._unread: list[PendingResult] = []
+        """Steps with rows under grammars whose tokens have not arrived."""
 
     @property
     def num_used_slots(self) -> int:
@@ -40,27 +50,67 @@ class Runner:
     def drop_slots(self) -> None:
         """Forgets every sequence; weights and memory stay."""
         self._slots.clear()
+        self._grammars.clear()
+        self._held = None
+        self._unread.clear()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingResult:
-        """Launches one plan. Raises `PlanError`, with nothing launched, when it contradicts the slots."""
+        """Launches one plan. Raises `PlanError`, with nothing launched, when it contradicts the slots.
+
+        The draw of a step under grammars that need a token on its way to the host is held back: until `draw_if_ready`
+        finds that it has arrived, until the next plan, or until somebody waits for the result.
+        """
+        if self._held is not None:
+            self._held.draw()
         changes = self._slots.update(plan)
         columns = self._slots.advance(plan, changes)
+        bound_rows = self._grammars.enter(changes, columns)
         shape = self._shape_of(columns)
         batch = self._step.batch
         batch.enter(changes, self._step.kv_cache)
         batch.load(columns, shape)
-        self._forward(shape)
-        self._draw(shape.num_rows)
-        return self._pending(plan, columns)
-
-    def _forward(self, shape: StepShape) -> None:
         if self._graphs is None or not self._graphs.forwards.replay(shape):
             self._step.forward(shape)
+        needs = self._needs(bound_rows)
+        draw = partial(self._draw, columns, shape, bound_rows)
+        pending = PendingResult(plan, columns, draw, bound_rows, needs)
+        if bound_rows:
+            self._unread.append(pending)
+        if needs:
+            self._held = pending
+        else:
+            pending.draw()
+        return pending
 
-    def _draw(self, num_rows: int) -> None:
-        if self._graphs is None or not self._graphs.draws.replay(num_rows):
-            self._step.draw(num_rows)
+    def draw_if_ready(self) -> None:
+        """Launches the draw that is held back, if the tokens that it needs have arrived; waits for no step."""
+        if self._held is not None and self._held.can_draw:
+            self._held.draw()
+            self._held = None
+
+    def _needs(self, bound_rows: list[GrammarRow]) -> list[PendingResult]:
+        """The steps whose tokens the grammars of the rows must follow first."""
+        self._unread = [step for step in self._unread if not step.was_read]
+        needs = self._unread if any(each.grammar.num_awaited for each in bound_rows) else []
+        for each in bound_rows:
+            each.grammar.num_awaited += 1
+        return list(needs)
+
+    @torch.inference_mode()
+    def _draw(self, columns: StepColumns, shape: StepShape, bound_rows: list[GrammarRow]) -> DrawOutcome:
+        wanted = np.flatnonzero((columns.num_logprobs != NO_LOGPROBS) & columns.draws)
+        # Log-probabilities are those of the logits before any mask.
+        logits = self._step.logits(columns.num_rows)[self._index(wanted)] if len(wanted) else None
+        if bound_rows:
+            masks = self._grammars.masks(bound_rows)
+            self._step.mask(masks.rows, masks.bitmask)
+            self._step.batch.lift_min_len(masks.forced_ends)
+        if self._graphs is None or not self._graphs.draws.replay(shape.num_rows):
+            self._step.draw(shape.num_rows)
+        drawn = self._step.batch.drawn[: columns.num_rows]
+        logprobs = self._logprobs(columns, wanted, logits, drawn) if logits is not None else None
+        return DrawOutcome(drawn=_to_host_async(drawn), logprobs=logprobs, done=self._done())
 
     def _shape_of(self, columns: StepColumns) -> StepShape:
         if self._shapes is None:
@@ -72,29 +122,26 @@ class Runner:
             max_seq_len=columns.max_seq_len,
         )
 
-    def _pending(self, plan: StepPlan, columns: StepColumns) -> PendingResult:
-        drawn = self._step.batch.drawn[: columns.num_rows]
-        logprobs = self._logprobs(columns, drawn)
-        drawn = _to_host_async(drawn)
-        done = None
-        if self._step.kv_cache.is_cuda:
-            done = torch.cuda.Event()
-            done.record()
-        return PendingResult(plan, columns, drawn, logprobs, done)
-
-    def _logprobs(self, columns: StepColumns, drawn: Tensor) -> HostLogprobs | None:
-        rows = np.flatnonzero((columns.num_logprobs != NO_LOGPROBS) & columns.draws)
-        if len(rows) == 0:
-            return None
-        index = torch.from_numpy(rows).to(drawn.device, non_blocking=True)
+    def _logprobs(
+        self, columns: StepColumns, wanted: NDArray[np.int64], logits: Tensor, drawn: Tensor
+    ) -> HostLogprobs:
         num_top = max(0, int(columns.num_logprobs.max()))
-        logits = self._step.logits(columns.num_rows)
         # A row of a slot that had ended drew -1; what is computed for it is dropped with it.
-        measured = token_logprobs(logits[index], drawn[index].clamp(min=0), num_top)
+        measured = token_logprobs(logits, drawn[self._index(wanted)].clamp(min=0), num_top)
         logprobs, ranks, top_ids, top_logprobs = map(_to_host_async, measured)
         return HostLogprobs(
-            rows=rows.tolist(), logprobs=logprobs, ranks=ranks, top_ids=top_ids, top_logprobs=top_logprobs
+            rows=wanted.tolist(), logprobs=logprobs, ranks=ranks, top_ids=top_ids, top_logprobs=top_logprobs
         )
+
+    def _index(self, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(rows).to(self._step.kv_cache.device, non_blocking=True)
+
+    def _done(self) -> "torch.cuda.Event | None":
+        if not self._step.kv_cache.is_cuda:
+            return None
+        done = torch.cuda.Event()
+        done.record()
+        return done
 
 
 def _to_host_async(column: Tensor) -> Tensor:

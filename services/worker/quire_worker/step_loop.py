@@ -209,6 +209,17 @@ class StepLoop:
         self.last_step_id = result.step_id
         self.num_steps += 1
         self._answer(encode_result(result))
+        self._draw_if_ready()
+
+    def _draw_if_ready(self) -> None:
+        """Lets the next step draw, if it waited for the tokens of the one that was answered."""
+        try:
+            self._runner.draw_if_ready()
+        except Exception as error:
+            logger.exception("a step failed", extra={"epoch": self.epoch})
+            held = self._launched.pop()
+            self._collect_all()
+            self._refuse(held.plan, f"{type(error).__name__}: {error}")
 
     def _collect_all(self) -> None:
         while self._launched:

@@ -27,6 +27,10 @@ class TracedRunner:
         """Forgets every sequence."""
         self._runner.drop_slots()
 
+    def draw_if_ready(self) -> None:
+        """Launches what waits for tokens that have arrived."""
+        self._runner.draw_if_ready()
+
     def execute(self, plan: StepPlan) -> "PendingResult | TracedResult":
         """Launches one plan. Raises what the runner raises."""
         if not plan.traceparent:
@@ -46,6 +50,11 @@ class TracedResult:
     def __init__(self, pending: PendingResult, span: Span) -> None:
         self._pending = pending
         self._span = span
+
+    @property
+    def plan(self) -> StepPlan:
+        """The plan that it answers."""
+        return self._pending.plan
 
     @property
     def is_ready(self) -> bool:

@@ -11,6 +11,8 @@ from quire_scheduler.core.ledger import Ledger
 from quire_scheduler.core.request import FinishReason, Sequence, Status
 from quire_scheduler.core.stats import Counters
 
+_INVALID_ARGUMENT = 3
+
 
 class AnswerError(Exception):
     """An answer that cannot be entered as it is."""
@@ -31,6 +33,7 @@ def apply_answer(group: Group, result: StepResult, ledger: Ledger, counters: Cou
     """
     step = _matching_step(group, result)
     group.in_flight.popleft()
+    _fail_rows(step, result, ledger)
     fault = _enter_rows(group, step, result, ledger)
     if fault:
         raise BrokenAnswer(f"step {result.step_id} of group {result.group_id}: {fault}")
@@ -53,6 +56,14 @@ def _matching_step(group: Group, result: StepResult) -> Step:
     ):
         raise BrokenAnswer(f"{where}: a token outside the vocabulary of {group.capacity.vocab_size}")
     return step
+
+
+def _fail_rows(step: Step, result: StepResult, ledger: Ledger) -> None:
+    """Ends the requests that cannot go on, each alone."""
+    for failure in result.failures:
+        sequence = step.rows[failure.row]
+        if sequence.status is not Status.FINISHED:
+            ledger.fail(sequence.request, _INVALID_ARGUMENT, failure.message, field=failure.field)
 
 
 def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) -> str:

@@ -298,4 +298,5 @@ def _slot_admission(sequence: Sequence) -> SlotAdmission:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,
+        grammar=sampling.grammar,
     )

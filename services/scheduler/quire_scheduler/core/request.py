@@ -73,6 +73,8 @@ class Sampling:
     """Every token that ends a sequence, end-of-sequence tokens included unless they are ignored."""
     eos_token_ids: frozenset[int] = frozenset()
     """Those of `stop_token_ids` that are ends of sequence and so are not reported as a stop reason."""
+    grammar: bytes = b""
+    """A constraint on the output that workers understand and nobody here; empty is none."""
     num_logprobs: int = -1
     """Alternatives per token; -1 asks for no log-probabilities."""
 
