@@ -10,12 +10,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttachRequest(_message.Message):
-    __slots__ = ("hello", "submit")
+    __slots__ = ("hello", "submit", "frame_number")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
     hello: AttachHello
     submit: SubmitFrame
-    def __init__(self, hello: _Optional[_Union[AttachHello, _Mapping]] = ..., submit: _Optional[_Union[SubmitFrame, _Mapping]] = ...) -> None: ...
+    frame_number: int
+    def __init__(self, hello: _Optional[_Union[AttachHello, _Mapping]] = ..., submit: _Optional[_Union[SubmitFrame, _Mapping]] = ..., frame_number: _Optional[int] = ...) -> None: ...
 
 class AttachHello(_message.Message):
     __slots__ = ("protocol_version", "peer_id")
@@ -70,14 +72,16 @@ class ResumedSequence(_message.Message):
     def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
-    __slots__ = ("welcome", "tokens", "state")
+    __slots__ = ("welcome", "tokens", "state", "frame_number")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
     welcome: AttachWelcome
     tokens: TokenFrame
     state: ServingState
-    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., tokens: _Optional[_Union[TokenFrame, _Mapping]] = ..., state: _Optional[_Union[ServingState, _Mapping]] = ...) -> None: ...
+    frame_number: int
+    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., tokens: _Optional[_Union[TokenFrame, _Mapping]] = ..., state: _Optional[_Union[ServingState, _Mapping]] = ..., frame_number: _Optional[int] = ...) -> None: ...
 
 class AttachWelcome(_message.Message):
     __slots__ = ("protocol_version", "scheduler_id", "state", "max_num_requests")

@@ -81,7 +81,8 @@ class _PlayedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def _read(self, frames: AsyncIterator[scheduler_pb2.AttachRequest]) -> None:
         async for message in frames:
-            await self.submitted.put(message.submit)
+            if message.submit.admissions or message.submit.abort_handles:
+                await self.submitted.put(message.submit)
 
 
 @asynccontextmanager
@@ -142,6 +143,18 @@ async def test_refused_request_is_handed_in_again_after_its_delay() -> None:
         for _ in range(2):
             played.refuse((await played.admission()).handle, retry_after_ms=100)
         assert (await played.admission()).request_id == "one"
+
+
+async def test_refusal_that_is_said_twice_is_answered_once() -> None:
+    played = _PlayedScheduler()
+    async with _linked(played) as (router, _links):
+        router.route("m").submit(_request())
+        handle = (await played.admission()).handle
+        for _ in range(2):
+            played.refuse(handle, retry_after_ms=100)
+        assert (await played.admission()).handle == handle
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(played.submitted.get(), 0.3)
 
 
 async def test_request_resumes_with_the_tokens_it_has() -> None:

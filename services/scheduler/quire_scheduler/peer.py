@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from quire.errors import InvalidRequest, QuireError
 from quire.v1 import scheduler_pb2
+from quire.wire.frame_order import BEAT_INTERVAL_S, FrameOrder
 from quire_scheduler.admission import build_request, name_of, overloaded
 from quire_scheduler.core import OwnerEvents, RequestFailure, RequestRefused
 from quire_scheduler.loop import EngineLoop
@@ -30,6 +31,7 @@ class Peer:
         self._deadlines: dict[int, asyncio.TimerHandle] = {}
         self._closed = False
         self.owner_id = loop.add_owner(self)
+        self._beat_timer = asyncio.get_running_loop().call_later(BEAT_INTERVAL_S, self._beat)
 
     def deliver(self, step_id: int, events: OwnerEvents) -> None:
         """Puts what a step brought into the outbox."""
@@ -39,11 +41,16 @@ class Peer:
         """Puts a serving state into the outbox."""
         self.outbox.put_state(state)
 
-    async def read(self, frames: AsyncIterator[scheduler_pb2.AttachRequest]) -> None:
-        """Takes submissions until the peer's side of the stream ends or it is closed. Raises `InvalidRequest`."""
+    async def read(self, frames: AsyncIterator[scheduler_pb2.AttachRequest], order: FrameOrder) -> None:
+        """Takes submissions until the peer's side of the stream ends or it is closed.
+
+        Raises `InvalidRequest`, and `Unavailable` when frames were lost.
+        """
         async for message in frames:
             if self._closed:
                 return
+            if not order.is_new(message.frame_number):
+                continue
             if message.WhichOneof("frame") != "submit":
                 raise InvalidRequest(
                     "only the first frame may be a hello, and none may be empty", field="frame"
@@ -54,9 +61,15 @@ class Peer:
         """Aborts whatever the peer still has; nothing more is taken from it or sent to it."""
         self._closed = True
         self.outbox.close()
+        self._beat_timer.cancel()
         for timer in self._deadlines.values():
             timer.cancel()
         self._loop.remove_owner(self.owner_id)
+
+    def _beat(self) -> None:
+        """A frame follows, empty if nothing happens, which shows the peer whether it has the ones before."""
+        self.outbox.put_events(0, OwnerEvents())
+        self._beat_timer = asyncio.get_running_loop().call_later(BEAT_INTERVAL_S, self._beat)
 
     def _take(self, submit: scheduler_pb2.SubmitFrame) -> None:
         num_handles, num_indexes = len(submit.abort_handles), len(submit.abort_indexes)

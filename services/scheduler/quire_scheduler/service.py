@@ -5,6 +5,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from itertools import count
 
 import grpc
 
@@ -22,6 +23,7 @@ from quire.rpc.status import abort_with
 from quire.telemetry.tracing import NO_TRACING, Tracing, traceparent_in
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.wire import PROTOCOL_VERSION
+from quire.wire.frame_order import FIRST_FRAME, FrameOrder
 from quire_scheduler.admission import build_request, name_of
 from quire_scheduler.core import RequestRefused
 from quire_scheduler.loop import EngineLoop
@@ -65,10 +67,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         except QuireError as error:
             await abort_with(context, error)
         peer = self._new_peer(hello.peer_id)
-        reader = asyncio.create_task(peer.read(request_iterator))
+        reader = asyncio.create_task(peer.read(request_iterator, FrameOrder(last=FIRST_FRAME)))
         try:
             yield self._welcome()
+            frame_numbers = count(FIRST_FRAME + 1)
             async for frame in _frames_until(peer, reader):
+                frame.frame_number = next(frame_numbers)
                 yield frame
         except OutboxFull:
             await abort_with(
@@ -158,14 +162,13 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         return peer
 
     def _welcome(self) -> scheduler_pb2.AttachResponse:
-        return scheduler_pb2.AttachResponse(
-            welcome=scheduler_pb2.AttachWelcome(
-                protocol_version=PROTOCOL_VERSION,
-                scheduler_id=self._scheduler_id,
-                state=self._registry.serving_state(),
-                max_num_requests=self._config.max_num_requests,
-            )
+        welcome = scheduler_pb2.AttachWelcome(
+            protocol_version=PROTOCOL_VERSION,
+            scheduler_id=self._scheduler_id,
+            state=self._registry.serving_state(),
+            max_num_requests=self._config.max_num_requests,
         )
+        return scheduler_pb2.AttachResponse(welcome=welcome, frame_number=FIRST_FRAME)
 
     def _admission_of(
         self, request: scheduler_pb2.SchedulerServiceGenerateRequest

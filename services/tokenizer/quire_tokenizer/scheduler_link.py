@@ -6,6 +6,7 @@ and handles; no client and no text.
 """
 
 import asyncio
+import itertools
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from quire.rpc.channel import open_channel
 from quire.rpc.status import error_from_rpc
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.wire import PROTOCOL_VERSION
+from quire.wire.frame_order import BEAT_INTERVAL_S, FIRST_FRAME, FrameOrder
 from quire_tokenizer.stream import LogprobEntries, RequestStream
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,8 @@ class SchedulerLink:
                     logger.error(
                         "the scheduler refuses this process", extra={"scheduler": self.address, "why": why}
                     )
+            except Unavailable as error:
+                why = error.message
             if self.attached:
                 logger.warning("lost the scheduler", extra={"scheduler": self.address, "why": why})
                 backoff_s = _FIRST_BACKOFF_S
@@ -108,8 +112,10 @@ class SchedulerLink:
         try:
             async with open_channel(self.address) as channel:
                 call = scheduler_pb2_grpc.SchedulerServiceStub(channel).Attach(self._frames(outgoing))
+                order = FrameOrder()
                 async for response in call:
-                    self._take(response)
+                    if order.is_new(response.frame_number):
+                        self._take(response)
         finally:
             # grpc leaves a call's request iterator waiting when the call ends: it must end here.
             outgoing.close()
@@ -127,9 +133,10 @@ class SchedulerLink:
 
     async def _frames(self, outgoing: "_Outgoing") -> AsyncIterator[scheduler_pb2.AttachRequest]:
         hello = scheduler_pb2.AttachHello(protocol_version=PROTOCOL_VERSION, peer_id=self._peer_id)
-        yield scheduler_pb2.AttachRequest(hello=hello)
+        yield scheduler_pb2.AttachRequest(hello=hello, frame_number=FIRST_FRAME)
+        frame_numbers = itertools.count(FIRST_FRAME + 1)
         while (submit := await outgoing.take()) is not None:
-            yield scheduler_pb2.AttachRequest(submit=submit)
+            yield scheduler_pb2.AttachRequest(submit=submit, frame_number=next(frame_numbers))
 
     def _take_welcome(self, welcome: scheduler_pb2.AttachWelcome) -> None:
         """A new stream knows nothing: every live request is handed in again as it stands."""
@@ -204,6 +211,8 @@ class SchedulerLink:
         self._retire_if_finished(error.handle, stream)
 
     def _retry_later(self, handle: int, why: Unavailable) -> None:
+        if handle in self._retries:
+            return
         delay_s = max(why.retry_after_ms, _SHORTEST_RETRY_MS) / 1000
         self._retries[handle] = asyncio.get_running_loop().call_later(delay_s, self._retry, handle)
 
@@ -251,10 +260,14 @@ class _Outgoing:
         self._changed.set()
 
     async def take(self) -> scheduler_pb2.SubmitFrame | None:
-        """The next frame; None once closed."""
+        """The next frame, an empty one when there was nothing to say for a while; None once closed."""
         while not self._closed and not self._frames:
             self._changed.clear()
-            await self._changed.wait()
+            try:
+                async with asyncio.timeout(BEAT_INTERVAL_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                return scheduler_pb2.SubmitFrame()
         return None if self._closed else self._frames.popleft()
 
     def close(self) -> None:
