@@ -1,13 +1,12 @@
-"""The matrix-vector products of a decoder layer over candidate launch settings, beside the library: the source of the
-tuned table.
+"""The products of one row, or of few, of a decoder layer over candidate launch settings, beside the library: the source of
+the tuned table.
 
-    PYTHONPATH=kernels python benchmarks/kernels/linear_tiles.py [RESULT.json [NAME...]]
+    PYTHONPATH=kernels python benchmarks/kernels/linear_tiles.py [ROWS [NAME...]]
 
 Every product runs over enough different weights that none is in the second-level cache when its turn comes. The
 library's time includes the gate or addition that the kernel folds in. Times are microseconds per projection.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,8 @@ from itertools import product
 import torch
 from quire_kernels.activation.silu_and_mul import silu_and_mul_tiles
 from quire_kernels.linear.gemv import linear_gemv
-from quire_kernels.linear.tuning import GemvConfig
+from quire_kernels.linear.rows import linear_rows
+from quire_kernels.linear.tuning import GemvConfig, RowsConfig
 from torch import Tensor
 
 SHAPES = {
@@ -35,7 +35,14 @@ _ROTATION_BYTES = 300_000_000
 _COMPILERS = 14
 
 
-def candidates() -> Iterator[GemvConfig]:
+Config = GemvConfig | RowsConfig
+
+
+def candidates(num_rows: int) -> Iterator[Config]:
+    if num_rows > 1:
+        for strip, span, splits, stages in product((16, 32, 64), (64, 128, 256), (1, 2, 4), (3, 5)):
+            yield RowsConfig(strip=strip, span=span, splits=splits, num_stages=stages)
+        return
     for rows, span, warps in product((1, 2, 4, 8), (512, 1024, 2048, 4096), (2, 4, 8)):
         if 1024 <= rows * span <= 16384 and rows * span // warps <= 2048:
             for stages in (2, 4):
@@ -45,15 +52,17 @@ def candidates() -> Iterator[GemvConfig]:
 class Case:
     """One projection."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, num_rows: int) -> None:
         num_outputs, num_inputs, self.kind = SHAPES[name]
         copies = max(2, _ROTATION_BYTES // (2 * num_outputs * num_inputs))
         self.weights = [_random(num_outputs, num_inputs) * 0.02 for _ in range(min(copies, 40))]
-        self.x = _random(1, num_inputs)
-        self.out = _random(1, num_outputs // 2 if self.kind == "gated" else num_outputs)
+        self.x = _random(num_rows, num_inputs)
+        self.out = _random(num_rows, num_outputs // 2 if self.kind == "gated" else num_outputs)
 
-    def folded(self, weight: Tensor, config: GemvConfig) -> Tensor:
+    def folded(self, weight: Tensor, config: Config) -> Tensor:
         add, gated = self.kind == "add", self.kind == "gated"
+        if isinstance(config, RowsConfig):
+            return linear_rows(self.x, weight, out=self.out, add=add, gated=gated, config=config)
         return linear_gemv(self.x, weight, out=self.out, add=add, gated=gated, config=config)
 
     def library(self, weight: Tensor) -> Tensor:
@@ -85,11 +94,11 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
 
-def measure(case: Case) -> list[tuple[float, GemvConfig]]:
+def measure(case: Case) -> list[tuple[float, Config]]:
     """Times of every candidate that compiles, best first."""
-    configs = list(candidates())
+    configs = list(candidates(len(case.x)))
 
-    def compiles(config: GemvConfig) -> bool:
+    def compiles(config: Config) -> bool:
         try:
             case.folded(case.weights[0], config)
         except Exception as error:  # noqa: BLE001 — a candidate may need more than the chip has
@@ -107,25 +116,19 @@ def measure(case: Case) -> list[tuple[float, GemvConfig]]:
     return sorted(times, key=lambda time: time[0])
 
 
-def main(file: str | None, names: list[str]) -> None:
-    rows = []
+def main(num_rows: int, names: list[str]) -> None:
     for name in names or SHAPES:
-        case = Case(name)
+        case = Case(name, num_rows)
         library = case.microseconds(case.library)
-        times = measure(case)
-        gigabytes = case.weights[0].numel() * 2 / 1e9
-        best, config = times[0]
-        rows.append({"name": name, "library": library, "times": [(t, repr(c)) for t, c in times]})
+        best, config = measure(case)[0]
+        terabytes = case.weights[0].numel() * 2 / 1e12
         print(
-            f"{name:13}: library {library:7.2f}, folded {best:7.2f} us ({gigabytes / best * 1e3:.2f} TB/s) {config}",
+            f"{name:13}: library {library:7.2f}, folded {best:7.2f} us ({terabytes / best * 1e6:.2f} TB/s) {config}",
             flush=True,
         )
-        if file:
-            with open(file, "w", encoding="utf-8") as target:
-                json.dump(rows, target)
         del case
         torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None, sys.argv[2:])
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1, sys.argv[2:])

@@ -4,7 +4,7 @@ Every function has the contract of the reference of the same name, whose docstri
 synchronises with the device or looks at values. Triton is imported only when a tensor on a GPU asks for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -17,6 +17,7 @@ from quire_kernels.attention import reference as attention_reference
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
+from quire_kernels.linear.tuning import suits_few_rows
 from quire_kernels.norm import cpu as norm_cpu
 from quire_kernels.norm import reference as norm_reference
 from quire_kernels.rotary import reference as rotary_reference
@@ -197,13 +198,11 @@ def paged_attention(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Project ``x [T, K]`` by ``weight [N, K]``, into ``out [T, N]`` where it is given: by our matrix-vector kernel for
-    one row of 16-bit data, by oneDNN for packed weights, else by the library.
+    """Project ``x [T, K]`` by ``weight [N, K]``, into ``out [T, N]`` where it is given: by our kernels for one row and
+    for few rows of 16-bit data, by oneDNN for packed weights, else by the library.
     """
-    if _is_one_row(x):
-        from quire_kernels.linear.gemv import linear_gemv
-
-        return linear_gemv(x, weight, bias, out=out)
+    if ours := _our_product(x, weight):
+        return ours(x, weight, bias, out=out)
     if weight.is_mkldnn:
         product = linear_cpu.linear_packed(x, weight, bias)
         return product if out is None else out.copy_(product)
@@ -215,10 +214,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
 
 def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Add the projection of ``x`` to ``residual [T, N]`` in place; see `linear.reference.linear_add`."""
-    if _is_one_row(x):
-        from quire_kernels.linear.gemv import linear_gemv
-
-        return linear_gemv(x, weight, bias, out=residual, add=True)
+    if ours := _our_product(x, weight):
+        return ours(x, weight, bias, out=residual, add=True)
     if weight.is_mkldnn:
         return residual.add_(linear_cpu.linear_packed(x, weight, bias))
     residual.addmm_(x, weight.t())  # the library adds as it writes
@@ -227,15 +224,29 @@ def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 
 def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Project to gate and up and join them; see `linear.reference.gated_linear`."""
-    if _is_one_row(x):
-        from quire_kernels.linear.gemv import linear_gemv
-
-        return linear_gemv(x, weight, bias, gated=True)
+    if ours := _our_product(x, weight):
+        return ours(x, weight, bias, gated=True)
     return silu_and_mul(linear(x, weight, bias))
 
 
-def _is_one_row(x: Tensor) -> bool:
-    return x.shape[0] == 1 and x.element_size() == 2 and _runs_triton(x)
+def _our_product(x: Tensor, weight: Tensor) -> Callable[..., Tensor] | None:
+    """The kernel for so few rows of 16-bit data; None where the library is as fast, and for few rows on older GPUs."""
+    if x.element_size() != 2 or not _runs_triton(x):
+        return None
+    if x.shape[0] == 1:
+        from quire_kernels.linear.gemv import linear_gemv
+
+        return linear_gemv
+    if not suits_few_rows(x.shape[0], weight.numel()) or not _is_hopper_or_later(x.device):
+        return None
+    from quire_kernels.linear.rows import linear_rows
+
+    return linear_rows
+
+
+@cache
+def _is_hopper_or_later(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def pack_linear_weight(weight: Tensor) -> Tensor:

@@ -33,16 +33,20 @@ class PrefillConfig:
 
 
 # Up to how many programs (sequence, key head) a launch splits sequences, and into how many parts. Measured
-# on one H200: from 2,048 programs on, one part wins even for lengths that differ by a factor of seven; cutting all
-# sequences into equal streams of tiles (Stream-K) was at best as fast at every shape.
-_SPLITS_BY_PROGRAMS = ((16, 64), (64, 16), (256, 8), (1024, 4), (1536, 2))
+# on one H200 within whole steps: from 768 programs on, one part wins even for lengths that differ by a factor of
+# seven; cutting all sequences into equal streams of tiles (Stream-K), or merging the parts in the program that comes
+# last, was at best as fast at every shape.
+_SPLITS_BY_PROGRAMS = ((16, 64), (64, 16), (256, 8), (512, 4), (767, 2))
 _MIN_SPLIT = 128  # keys
 
+_MANY_PROGRAMS = 2560
+"""From so many on small tiles win: more programs are resident, and their unequal ends matter less."""
+
 _DECODE_TILES = {
-    # capability major: (tile, num_warps, num_stages)
-    9: (64, 4, 3),  # within 3 % of the best of every shape measured
+    # capability major: (tile, num_warps, num_stages) of few and of many programs
+    9: ((64, 4, 3), (32, 2, 3)),
 }
-_DECODE_FALLBACK = (64, 4, 2)
+_DECODE_FALLBACK = ((64, 4, 2), (64, 4, 2))
 
 _PREFILL = {
     # (capability major, head_dim up to): config
@@ -61,9 +65,10 @@ def decode_config(
     capability_major: int, num_sequences: int, num_kv_heads: int, max_seq_len: int
 ) -> DecodeConfig:
     """Return the settings for a batch; a pure function of shapes, so every rank and every replay agrees."""
-    tile, num_warps, num_stages = _DECODE_TILES.get(capability_major, _DECODE_FALLBACK)
-    min_split = max(_MIN_SPLIT, tile)
     programs = num_sequences * num_kv_heads
+    tiles = _DECODE_TILES.get(capability_major, _DECODE_FALLBACK)
+    tile, num_warps, num_stages = tiles[programs >= _MANY_PROGRAMS]
+    min_split = max(_MIN_SPLIT, tile)
     num_splits = next((splits for limit, splits in _SPLITS_BY_PROGRAMS if programs <= limit), 1)
     useful = max(1, -(-max_seq_len // min_split))
     while num_splits > 1 and num_splits // 2 >= useful:

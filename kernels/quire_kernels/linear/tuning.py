@@ -1,7 +1,6 @@
-"""Tuned launch settings of the matrix-vector product. Data and its lookup only.
+"""Tuned launch settings of the products of one and of few rows. Data and its lookup only.
 
-Measured on one H200 by `benchmarks/kernels/linear_tiles.py`. From two rows on the library's products were as fast as
-any of ours, so that there is no table for them.
+Measured on one H200 by `benchmarks/kernels/linear_tiles.py` and within whole decode steps.
 """
 
 from dataclasses import dataclass
@@ -33,3 +32,48 @@ def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig
     if num_inputs >= 2048:
         return GemvConfig(rows=8, span=2048, num_warps=8)
     return GemvConfig(rows=4, span=512, num_warps=2)
+
+
+_MAX_FEW_ROWS = 64
+_MAX_FEW_ROWS_WEIGHTS = 8 << 20
+"""Elements of a weight that a product of few rows takes: such products spend most of their time starting and ending, and
+steps of a 0.6B shape gained 13 to 20 % of their time. Products of a 7B shape lost up to 5 % and are the library's."""
+
+_SHARED_BYTES = 200 << 10
+_MANY_INPUTS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig:
+    """How a product of few rows is cut: outputs per program, inputs per pass and splits of them."""
+
+    strip: int
+    span: int
+    splits: int
+    num_warps: int = 4
+    num_stages: int = 5
+    ahead: int = 512
+    """Inputs whose weights a program asks for before its input is there."""
+
+
+def suits_few_rows(num_rows: int, num_weights: int) -> bool:
+    """Whether a product of 2 rows or more is faster here than in the library."""
+    return num_rows <= _MAX_FEW_ROWS and num_weights <= _MAX_FEW_ROWS_WEIGHTS
+
+
+def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> RowsConfig:
+    """Settings for a product of 2 to 64 rows: strips and splits enough for every multiprocessor, and the deepest
+    pipeline that fits into its memory.
+    """
+    many_rows = num_rows > 32
+    wide = num_inputs >= _MANY_INPUTS or (gated and 16 < num_rows <= 32 and num_outputs >= _MANY_INPUTS)
+    strip = 64 if wide else 32
+    span = 128 if many_rows or (gated and num_rows > 16) else 256
+    wanted = 256 if num_inputs >= _MANY_INPUTS and not many_rows else 64 if gated else 128
+    splits = 1
+    while splits < 4 and -(-num_outputs // strip) * splits < wanted and num_inputs >= 2 * splits * span:
+        splits *= 2
+    tile_bytes = 2 * span * (strip * (2 if gated else 1) + max(16, num_rows))
+    return RowsConfig(
+        strip=strip, span=span, splits=splits, num_stages=5 if 5 * tile_bytes <= _SHARED_BYTES else 3
+    )

@@ -167,10 +167,12 @@ def _rotary_embedding_cache_kernel(
     OVERLAP: tl.constexpr,
 ):
     finish_launching(OVERLAP)
-    wait_for_inputs(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
+    # Where a token stands was known before the projection that makes its heads.
     cos_sin_row = cos_sin + tl.load(positions + token) * cos_sin_stride
+    slot = tl.load(slot_mapping + token).to(tl.int64)
+    wait_for_inputs(OVERLAP)
     if tile < Q_TILES:
         head = tile * HEADS + tl.arange(0, HEADS)[:, None]
         _rotate_heads(
@@ -193,7 +195,6 @@ def _rotary_embedding_cache_kernel(
         )
     else:
         head = (tile - Q_TILES) * HEADS + tl.arange(0, HEADS)[:, None]
-        slot = tl.load(slot_mapping + token).to(tl.int64)
         block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
         _rotate_heads(
             k + token * k_token_stride,

@@ -1,0 +1,193 @@
+"""Triton products of a few rows (2 to 64), bound like that of one row by reading the weight once. Truth:
+`linear/reference.py`.
+
+A program computes a strip of outputs for all rows. Its weights are asked for before the kernel that makes the input has
+ended: between the kernels of a step the memory would else be idle for microseconds, which is what the library's
+products lose. Where there are few strips, the inputs are split as well: each split leaves a part, and the program that
+comes last adds up the parts, in their order. The gate of the activation and the addition to the residual are folded in.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire_kernels.linear.tuning import RowsConfig, rows_config
+from quire_kernels.overlap import (
+    finish_launching,
+    launch_options,
+    overlaps_launches,
+    prefetch,
+    wait_for_inputs,
+)
+
+_LINE = 64  # elements of two bytes in a line of the cache
+_MAX_STRIPS = 4096
+
+
+@triton.jit
+def _linear_rows_kernel(
+    x,  # [num_rows, K]
+    weight,  # [N, K], or [2 N, K] with the gates first
+    bias,
+    out,  # [num_rows, N]
+    parts,  # [SPLITS, 1 or 2, ROWS, N] float32, used when SPLITS > 1
+    arrivals,  # [strips], zero before and after
+    num_rows,
+    num_outputs,
+    x_row_stride,
+    weight_stride,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    STRIP: tl.constexpr,
+    SPAN: tl.constexpr,
+    SPLITS: tl.constexpr,
+    AHEAD: tl.constexpr,  # inputs whose weights are asked for early
+    LINE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+    ADD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    finish_launching(OVERLAP)
+    output = tl.program_id(0) * STRIP + tl.arange(0, STRIP)
+    in_strip = output < num_outputs
+    # Strips that reach past the end read its last weight again, so that no load of weights needs a mask.
+    start_of_output = weight + tl.minimum(output, num_outputs - 1).to(tl.int64)[:, None] * weight_stride
+    start_of_up = start_of_output + tl.cast(num_outputs, tl.int64) * weight_stride
+    length: tl.constexpr = tl.cdiv(tl.cdiv(K, SPAN), SPLITS) * SPAN
+    first = tl.program_id(1) * length
+    if OVERLAP:
+        early = tl.minimum(first + tl.arange(0, AHEAD // LINE) * LINE, K - 1)[None, :]
+        prefetch(start_of_output + early)
+        if GATED:
+            prefetch(start_of_up + early)
+    wait_for_inputs(OVERLAP)
+
+    row = tl.arange(0, ROWS)
+    live = (row < num_rows)[:, None]
+    place = tl.arange(0, SPAN)[None, :]
+    total = tl.zeros([ROWS, STRIP], tl.float32)
+    total_up = tl.zeros([ROWS, STRIP], tl.float32)
+    for start in range(first, tl.minimum(first + length, K), SPAN):
+        column = start + place
+        if K % SPAN == 0:
+            inputs = tl.load(x + row[:, None] * x_row_stride + column, mask=live, other=0.0)
+            weights = tl.load(start_of_output + column)
+        else:
+            inside = column < K
+            inputs = tl.load(x + row[:, None] * x_row_stride + column, mask=live & inside, other=0.0)
+            weights = tl.load(start_of_output + column, mask=inside, other=0.0)
+        total = tl.dot(inputs, tl.trans(weights), acc=total, input_precision=PRECISION)
+        if GATED:
+            if K % SPAN == 0:
+                ups = tl.load(start_of_up + column)
+            else:
+                ups = tl.load(start_of_up + column, mask=column < K, other=0.0)
+            total_up = tl.dot(inputs, tl.trans(ups), acc=total_up, input_precision=PRECISION)
+
+    target = row[:, None] * num_outputs + output[None, :]
+    mask = live & in_strip[None, :]
+    if SPLITS > 1:
+        part_size = ROWS * num_outputs * (2 if GATED else 1)
+        mine = parts + tl.program_id(1) * part_size + target
+        tl.store(mine, total, mask=mask)
+        if GATED:
+            tl.store(mine + ROWS * num_outputs, total_up, mask=mask)
+        # Every thread's part must be written before one of them says so.
+        tl.debug_barrier()
+        arrival = arrivals + tl.program_id(0)
+        if tl.atomic_add(arrival, 1, sem="acq_rel") != SPLITS - 1:
+            return
+        tl.store(arrival, 0)  # for the next product
+        total = tl.zeros([ROWS, STRIP], tl.float32)
+        total_up = tl.zeros([ROWS, STRIP], tl.float32)
+        for split in tl.static_range(SPLITS):
+            part = parts + split * part_size + target
+            total += tl.load(part, mask=mask, other=0.0, cache_modifier=".cg")
+            if GATED:
+                total_up += tl.load(part + ROWS * num_outputs, mask=mask, other=0.0, cache_modifier=".cg")
+    if HAS_BIAS:
+        total += tl.load(bias + output, mask=in_strip, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        if HAS_BIAS:
+            total_up += tl.load(bias + num_outputs + output, mask=in_strip, other=0.0).to(tl.float32)[None, :]
+        total = total * tl.sigmoid(total) * total_up
+    if ADD:
+        total += tl.load(out + target, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + target, total.to(out.dtype.element_ty), mask=mask)
+
+
+def linear_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    gated: bool = False,
+    add: bool = False,
+    config: RowsConfig | None = None,
+) -> Tensor:
+    """Return ``x @ weight.T + bias`` for ``x [T, K]`` of few rows, in ``out`` (contiguous) where it is given.
+
+    ``gated`` takes the first half of the outputs as gate of the second (``silu(gate) * up``); ``add`` adds to what
+    ``out`` holds. Products on one device must not run at the same time: they share the counters by which the last part
+    of a strip knows itself. Raises ``ValueError`` on unfit shapes or strides.
+    """
+    num_rows, num_inputs = x.shape
+    if num_inputs != weight.shape[1]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
+    if x.stride(1) != 1 or weight.stride(1) != 1 or (out is not None and not out.is_contiguous()):
+        raise ValueError("the rows of x and weight, and out, must be contiguous")
+    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    config = config or rows_config(num_rows, num_outputs, num_inputs, gated=gated)
+    if out is None:
+        out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
+    rows = max(16, triton.next_power_of_2(num_rows))
+    strips = triton.cdiv(num_outputs, config.strip)
+    parts = arrivals = out
+    if config.splits > 1:
+        if strips > _MAX_STRIPS:
+            raise ValueError(f"{num_outputs} outputs are {strips} strips; at most {_MAX_STRIPS} can be split")
+        size = config.splits * (2 if gated else 1) * rows * num_outputs
+        parts = torch.empty(size, dtype=torch.float32, device=x.device)
+        arrivals = _arrivals(x.device)
+    overlap = overlaps_launches(x.device)
+    per_split = triton.cdiv(triton.cdiv(num_inputs, config.span), config.splits) * config.span
+    _linear_rows_kernel[(strips, config.splits)](
+        x,
+        weight,
+        x if bias is None else bias,
+        out,
+        parts,
+        arrivals,
+        num_rows,
+        num_outputs,
+        x.stride(0),
+        weight.stride(0),
+        K=num_inputs,
+        ROWS=rows,
+        STRIP=config.strip,
+        SPAN=config.span,
+        SPLITS=config.splits,
+        AHEAD=max(_LINE, triton.next_power_of_2(min(per_split, config.ahead))),
+        LINE=_LINE,
+        HAS_BIAS=bias is not None,
+        GATED=gated,
+        ADD=add,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        OVERLAP=overlap,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        **launch_options(overlap),
+    )
+    return out
+
+
+@cache
+def _arrivals(device: torch.device) -> Tensor:
+    """Counters of a device, which every product leaves at zero; made before anything is captured."""
+    return torch.zeros(_MAX_STRIPS, dtype=torch.int32, device=device)
