@@ -50,13 +50,17 @@ class EchoWorker:
         fate: Fate = delivered_once,
         steps_per_s: float = 0.0,
         model: str = "echo",
+        max_model_len: int = MAX_MODEL_LEN,
+        vocab_size: int = VOCAB_SIZE,
+        eos_token_ids: Sequence[int] = (),
     ) -> None:
         self._scheduler = scheduler
         self._model = worker_pb2.ModelSpec(
             model=model,
             served_model_names=[Path(model).name],
-            max_model_len=MAX_MODEL_LEN,
-            vocab_size=VOCAB_SIZE,
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            eos_token_ids=eos_token_ids,
         )
         self._capacity = worker_pb2.WorkerCapacity(
             num_blocks=num_blocks,
@@ -68,7 +72,7 @@ class EchoWorker:
         self._fate = fate
         self._step_period_s = 1 / steps_per_s if steps_per_s else 0.0
         self._worker = SimulatedWorker(
-            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_num_seqs=max_num_seqs, vocab_size=VOCAB_SIZE
+            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_num_seqs=max_num_seqs, vocab_size=vocab_size
         )
         self._next_step_id = 0
         self._epoch = 0

@@ -42,7 +42,9 @@ def expected_tokens(
 
 
 @dataclass
-class _Slot:
+class Slot:
+    """A running sequence."""
+
     admission: SlotAdmission
     index: int
     known: list[int]
@@ -50,8 +52,8 @@ class _Slot:
     table: list[int] = field(default_factory=list)
     ended: bool = False
 
-    def forked(self, index: int) -> "_Slot":
-        return _Slot(self.admission, index, list(self.known), self.num_computed, list(self.table))
+    def forked(self, index: int) -> "Slot":
+        return Slot(self.admission, index, list(self.known), self.num_computed, list(self.table))
 
 
 class SimulatedWorker:
@@ -62,7 +64,7 @@ class SimulatedWorker:
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._vocab_size = vocab_size
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, Slot] = {}
         self._chains: dict[tuple[int, int], int] = {}
 
     def drop_slots(self) -> None:
@@ -77,7 +79,7 @@ class SimulatedWorker:
         for admission in plan.admissions:
             assert admission.slot not in self._slots, f"slot {admission.slot} admitted twice"
             assert 0 <= admission.slot < self._max_num_seqs
-            self._slots[admission.slot] = _Slot(
+            self._slots[admission.slot] = Slot(
                 admission, admission.sequence_index, list(admission.token_ids), admission.num_computed_tokens
             )
         for slot, kv_group, block in _rows(plan.grants, 3):
@@ -126,7 +128,7 @@ class SimulatedWorker:
             token_ids=[token for token in drawn if token is not None],
         )
 
-    def _compute_one(self, state: _Slot, written: set[tuple[int, int]]) -> None:
+    def _compute_one(self, state: Slot, written: set[tuple[int, int]]) -> None:
         position = state.num_computed
         state.num_computed += 1
         if state.ended:
@@ -138,22 +140,25 @@ class SimulatedWorker:
         written.add(place)
         self._chains[place] = _link(self._chain_before(state, position), state.known[position])
 
-    def _draw(self, state: _Slot) -> int | None:
+    def _draw(self, state: Slot) -> int | None:
         if state.ended or state.num_computed < len(state.known):
             return None
         admission = state.admission
         stops = frozenset(admission.stop_token_ids)
-        masked = stops if len(state.known) < admission.min_len else frozenset[int]()
-        chain = self._chain_before(state, state.num_computed)
-        token = _draw(chain, admission.seed, state.index, len(state.known), self._vocab_size, masked)
+        token = self._next_token(state, stops if len(state.known) < admission.min_len else frozenset())
         state.known.append(token)
         state.ended = token in stops or len(state.known) >= admission.max_len
         return token
 
-    def _chain_before(self, state: _Slot, position: int) -> int:
+    def _next_token(self, state: Slot, masked: frozenset[int]) -> int:
+        """What the model would say next."""
+        chain = self._chain_before(state, state.num_computed)
+        return _draw(chain, state.admission.seed, state.index, len(state.known), self._vocab_size, masked)
+
+    def _chain_before(self, state: Slot, position: int) -> int:
         return self._chains.get(self._place(state, position - 1), -1) if position else 0
 
-    def _place(self, state: _Slot, position: int) -> tuple[int, int]:
+    def _place(self, state: Slot, position: int) -> tuple[int, int]:
         block = state.table[position // self._block_size]
         assert block != SCRATCH_BLOCK
         return block, position % self._block_size
