@@ -11,3 +11,6 @@ KEEPALIVE_TIME_MS = 10_000
 
 KEEPALIVE_TIMEOUT_MS = 5_000
 """A probe that is not answered within this time ends the connection."""
+
+MAX_PENDING_CALLS = 16_384
+"""Calls that a server has received and not begun; more are cancelled unseen."""

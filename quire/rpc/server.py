@@ -8,7 +8,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire.errors import ConfigError
-from quire.rpc import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
+from quire.rpc import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES, MAX_PENDING_CALLS
 from quire.rpc.message_guard import MessageGuard
 from quire.rpc.port import describe_holder
 
@@ -36,6 +36,10 @@ def build_server(
         # Clients probe every 10 s; half of that is tolerated before a client counts as abusive.
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
         ("grpc.so_reuseport", int(reuse_port)),
+        # Calls that arrive together wait here for the event loop; grpc's own limit of 1000 cancels some of a thousand.
+        # Whoever is one too many is told so by the service, with a delay after which to try again.
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     ]
     return grpc.aio.server(interceptors=(*interceptors, MessageGuard()), options=options)
 
