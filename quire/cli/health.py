@@ -3,16 +3,9 @@
 import argparse
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from quire.errors import Unavailable
 from quire.rpc.channel import open_channel
-from quire.rpc.status import error_from_rpc
-
-_SERVING = health_pb2.HealthCheckResponse.SERVING
+from quire.rpc.health import check_health
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,16 +16,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 async def _check(address: str, service: str, timeout_s: float) -> None:
-    request = health_pb2.HealthCheckRequest(service=service)
     async with open_channel(address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # it gets its methods when it is made
-        try:
-            answer = await stub.Check(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
-    if answer.status != _SERVING:
-        status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        raise Unavailable(f"{service or 'the process'} at {address} answers {status}")
+        await check_health(channel, address, service=service, timeout_s=timeout_s)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ several values, with commas or by repeating the flag, `T | None` stays None when
 """
 
 import argparse
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -75,7 +76,9 @@ class CommandParser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        """Names the flag at fault, where argparse does."""
+        flag = re.match(r"argument --([\w-]+)", message)
+        raise ConfigError(message, field=flag[1].replace("-", "_") if flag else "")
 
 
 def _add_flag(parser: Any, name: str, hint: Any, default: Any, metadata: typing.Mapping[str, Any]) -> None:

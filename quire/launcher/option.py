@@ -14,7 +14,7 @@ from quire.config.flag_group import group_of
 from quire.config.not_built import add_refused_flags, refuse
 from quire.errors import ConfigError
 
-_WIRING = frozenset({"scheduler", "reuse_port", "data_port", "advertise_host", "group_name"})
+WIRING = frozenset({"scheduler", "reuse_port", "data_port", "advertise_host", "group_name"})
 """Settings that the launcher makes, not its user."""
 
 
@@ -23,9 +23,9 @@ def add_stack_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model_tag", metavar="MODEL", nargs="?", help="Model directory or hub id; the same as --model."
     )
-    add_flags(parser, TokenizerConfig, skip=_WIRING)
-    add_flags(parser, WorkerConfig, skip=_WIRING)
-    add_flags(parser, SchedulerConfig, skip=_WIRING)
+    add_flags(parser, TokenizerConfig, skip=WIRING)
+    add_flags(parser, WorkerConfig, skip=WIRING)
+    add_flags(parser, SchedulerConfig, skip=WIRING)
     group_of(parser, "tokenizer_replicas").add_argument(
         "--tokenizer-replicas",
         type=int,
@@ -44,7 +44,7 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpa
     if options.tokenizer_replicas < 1:
         raise ConfigError(f"--tokenizer-replicas={options.tokenizer_replicas}: must be at least 1")
     for config_type in (TokenizerConfig, WorkerConfig, SchedulerConfig):
-        names = [each.name for each in fields(config_type) if each.name not in _WIRING]
+        names = [each.name for each in fields(config_type) if each.name not in WIRING]
         config_type(**{name: getattr(options, name) for name in names})
     return options
 
@@ -55,7 +55,7 @@ def service_arguments(options: Any, config_type: type[Any]) -> list[str]:
     if config_type is SchedulerConfig:
         arguments += ["--grpc-port", "0"]
     for each in fields(config_type):
-        if each.name in _WIRING or each.name in ("host", "grpc_port", "port"):
+        if each.name in WIRING or each.name in ("host", "grpc_port", "port"):
             continue
         value = getattr(options, each.name)
         if value != each.default:

@@ -1,6 +1,7 @@
 """Opening a channel to another process. Knows addresses and limits, no service."""
 
 import json
+from pathlib import Path
 
 import grpc
 
@@ -32,8 +33,11 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, *, tls: bool = False, ssl_ca_certs: str | None = None) -> grpc.aio.Channel:
     """A channel to `address`: `host:port`, or `dns:///host:port` for every process behind a name.
+
+    With `tls` the peer is trusted if an authority in the file `ssl_ca_certs` (PEM; default: those of the system)
+    vouches for it.
 
     Behind a name, calls go round-robin over all addresses that it resolves to, and the name is resolved again
     whenever a connection is lost. Connecting is lazy: an absent peer shows at the first call as UNAVAILABLE. The
@@ -42,7 +46,17 @@ def open_channel(address: str) -> grpc.aio.Channel:
     options = list(_OPTIONS)
     if _checked_target(address).startswith("dns:"):
         options.append(("grpc.service_config", _SERVICE_CONFIG))
-    return grpc.aio.insecure_channel(address, options=options)
+    if not tls:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, _credentials(ssl_ca_certs), options=options)
+
+
+def _credentials(ssl_ca_certs: str | None) -> grpc.ChannelCredentials:
+    try:
+        authorities = Path(ssl_ca_certs).read_bytes() if ssl_ca_certs is not None else None
+    except OSError as error:
+        raise ConfigError(f"ssl_ca_certs={ssl_ca_certs}: {error.strerror}", field="ssl_ca_certs") from error
+    return grpc.ssl_channel_credentials(authorities)
 
 
 def key_metadata(api_key: str) -> tuple[tuple[str, str], ...]:

@@ -1,0 +1,87 @@
+"""A stack that belongs to this Python process: started from it, supervised on its background loop, ended with it."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+from time import monotonic, sleep
+
+import grpc
+
+from quire.background import background_loop
+from quire.errors import Unavailable
+from quire.launcher.stack import Stack
+from quire.v1 import generation_pb2, generation_pb2_grpc
+
+_READY_POLL_S = 0.05
+_READY_TIMEOUT_S = 600.0
+
+
+class HostedStack:
+    """Started and stopped by blocking calls from any thread."""
+
+    def __init__(self, options: argparse.Namespace, api_key: str | None = None) -> None:
+        self._stack = Stack(options)
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._loop = background_loop()
+        self._owner = os.getpid()
+        self._watching: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def address(self) -> str:
+        """Where clients reach it."""
+        return self._stack.address
+
+    @property
+    def scheduler_address(self) -> str:
+        """Where its scheduler is, for statistics."""
+        return self._stack.scheduler_address
+
+    def start(self) -> None:
+        """Returns when a model is served. Raises `ConfigError` or `Unavailable`, and then has left no process."""
+        try:
+            self._loop.call(self._start())
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends all processes, in the order that leaves nobody waiting. A second call does nothing."""
+        if os.getpid() == self._owner:
+            self._loop.call_at_last(self._stop())
+
+    async def _start(self) -> None:
+        await self._stack.start()
+        self._watching = asyncio.create_task(self._stack.supervise())
+        # Asked from another thread, by a channel that no event loop polls: the caller's own loop may use grpc as well.
+        if not await asyncio.to_thread(self._serves_in_time):
+            raise Unavailable(f"the stack served no model within {_READY_TIMEOUT_S:.0f} s")
+
+    def _serves_in_time(self) -> bool:
+        deadline = monotonic() + _READY_TIMEOUT_S
+        while not self._has_ready_model():
+            if monotonic() > deadline or self._stopping:
+                return False
+            sleep(_READY_POLL_S)
+        return True
+
+    def _has_ready_model(self) -> bool:
+        with grpc.insecure_channel(self.address) as channel:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            try:
+                answer = stub.ListModels(
+                    generation_pb2.ListModelsRequest(), metadata=self._metadata, timeout=5
+                )
+            except grpc.RpcError:
+                return False
+        return any(model.ready for model in answer.models)
+
+    async def _stop(self) -> None:
+        self._stopping = True
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+            self._watching = None
+        await self._stack.stop()
