@@ -14,6 +14,12 @@ if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture
+def seeded() -> None:
+    """Makes a test's random tensors the same each time."""
+    torch.manual_seed(20)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects tests of a GPU where there is none."""
     if ON_GPU:

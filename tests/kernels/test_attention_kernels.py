@@ -1,0 +1,252 @@
+"""Attention over pages: the Triton kernels against their torch reference."""
+
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from quire_kernels.attention.paged import paged_attention_mixed, schedule_prefill
+from quire_kernels.attention.reference import paged_attention
+from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig
+
+from tests.kernels.case import BLOCK_SIZE, DEVICE, DTYPES, HAS_FP8, ON_GPU, assert_close, random
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+HEADS = [(4, 4), (8, 4), (6, 2), (14, 2), (8, 1), (32, 8)] if ON_GPU else [(2, 2), (6, 2), (8, 1)]
+
+
+def paged_case(
+    lengths: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Make inputs for (query_len, seq_len) pairs; slots that hold no token, and spare table entries, hold
+    NaN.
+    """
+    seq_lens = torch.tensor([seq_len for _, seq_len in lengths], dtype=torch.int32)
+    query_lens = torch.tensor([0, *(query_len for query_len, _ in lengths)], dtype=torch.int32)
+    max_blocks = -(-int(seq_lens.max()) // BLOCK_SIZE) + 1
+    num_blocks = 1 + len(lengths) * max_blocks
+    tables = (torch.randperm(num_blocks - 1)[: len(lengths) * max_blocks] + 1).view(len(lengths), max_blocks)
+    caches = torch.full(
+        (2, num_blocks, BLOCK_SIZE, num_kv_heads, head_dim), float("nan"), dtype=dtype, device=DEVICE
+    )
+    for row, (_, seq_len) in enumerate(lengths):
+        position = torch.arange(seq_len)
+        where = tables[row, position // BLOCK_SIZE], position % BLOCK_SIZE
+        caches[:, where[0].to(DEVICE), where[1].to(DEVICE)] = random(
+            2, seq_len, num_kv_heads, head_dim, dtype=dtype
+        )
+    starts = query_lens.cumsum(0, dtype=torch.int32)
+    q = random(int(starts[-1]), num_heads, head_dim, dtype=dtype)
+    return q, caches[0], caches[1], tables.int().to(DEVICE), starts.to(DEVICE), seq_lens.to(DEVICE)
+
+
+def check_attention(
+    case: tuple[Tensor, ...],
+    window: int | None,
+    *,
+    decode: DecodeConfig | None = None,
+    prefill: PrefillConfig | None = None,
+    padding: int = 0,
+) -> None:
+    """Compare with the reference; with ``padding`` tables and q grow by so many poisoned rows, without query tokens."""
+    q, k_cache, v_cache, tables, starts, seq_lens = case
+    options = {
+        "scale": q.shape[2] ** -0.5,
+        "sliding_window": window,
+        "max_query_len": int(starts.diff().max()),
+        "max_seq_len": int(seq_lens.max()),
+    }
+    expected = paged_attention(*case, **options)
+    num_tokens = q.shape[0]
+    poison = torch.randint(-(2**31), 2**31 - 1, (padding,), dtype=torch.int32, device=DEVICE)
+    q = torch.cat((q, torch.full_like(q[:1], float("nan")).expand(padding, -1, -1)))
+    starts, seq_lens = torch.cat((starts, starts[-1:].expand(padding))), torch.cat((seq_lens, poison))
+    tables = torch.cat((tables, poison[:, None].expand(-1, tables.shape[1])))
+    schedule = None
+    if options["max_query_len"] > 1:
+        schedule = schedule_prefill(
+            starts,
+            seq_lens,
+            num_tokens=q.shape[0],
+            num_heads=q.shape[1],
+            num_kv_heads=k_cache.shape[2],
+            head_dim=q.shape[2],
+            sliding_window=window,
+            element_size=q.element_size(),
+            config=prefill,
+        )
+    for _ in range(2):  # a second layer finds the scratch memory as the first one left it
+        actual = paged_attention_mixed(
+            q, k_cache, v_cache, tables, starts, seq_lens, **options, schedule=schedule, decode=decode
+        )
+        assert_close(actual[:num_tokens], expected)
+
+
+BOUNDARIES = [(1, 1), (1, 15), (1, 16), (1, 17), (0, 0), (1, 63), (1, 64), (1, 65)]
+MIXED = [(1, 33), (17, 17), (5, 40), (0, 0), (16, 16), (2, 50), (1, 1), (33, 70)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_decode_attention_equals_reference(
+    num_heads: int, num_kv_heads: int, window: int | None, num_splits: int, dtype: torch.dtype
+) -> None:
+    head_dim = 128 if ON_GPU and num_heads > 6 else 24
+    case = paged_case(
+        BOUNDARIES + ([(1, 1000), (1, 1025), (1, 9000)] if ON_GPU else []),
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        dtype,
+    )
+    config = DecodeConfig(tile=16, num_splits=num_splits, min_split=16, num_warps=4, num_stages=2)
+    check_attention(case, window, decode=config, padding=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
+@pytest.mark.parametrize("window", [None, 20])
+def test_mixed_attention_equals_reference(
+    num_heads: int, num_kv_heads: int, window: int | None, dtype: torch.dtype
+) -> None:
+    head_dim = 128 if ON_GPU and num_heads > 6 else 24
+    case = paged_case(
+        MIXED + ([(700, 1500), (1, 900)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
+    )
+    small = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2)
+    check_attention(case, window, prefill=small, padding=5)
+    if ON_GPU:
+        check_attention(case, window)
+
+
+# A prefix of many tiles, queries on either side of a split, and rows too short to be split.
+LONG = [(3, 150), (20, 130), (0, 0), (2, 2), (1, 90), (34, 35)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
+@pytest.mark.parametrize("window", [None, 20, 70])
+@pytest.mark.parametrize("num_programs", [5, 100])
+def test_prefill_in_splits_equals_reference(
+    num_heads: int,
+    num_kv_heads: int,
+    window: int | None,
+    num_programs: int,
+    dtype: torch.dtype,
+) -> None:
+    head_dim = 128 if ON_GPU and num_heads > 6 else 24
+    case = paged_case(
+        LONG + ([(40, 4000), (100, 100)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
+    )
+    config = PrefillConfig(
+        rows=16, tile=16, num_warps=4, num_stages=2, num_programs=num_programs, min_split=32
+    )  # fmt: skip
+    check_attention(case, window, prefill=config, padding=4)
+
+
+def test_prefill_is_split_only_where_tiles_are_few() -> None:
+    config = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2, num_programs=20, min_split=32)
+
+    def splits(*lengths: tuple[int, int]) -> list[int]:
+        query_lens = torch.tensor([0, *(query_len for query_len, _ in lengths)], dtype=torch.int32)
+        schedule = schedule_prefill(
+            query_lens.cumsum(0, dtype=torch.int32).to(DEVICE),
+            torch.tensor([seq_len for _, seq_len in lengths], dtype=torch.int32, device=DEVICE),
+            num_tokens=int(query_lens.sum()), num_heads=2, num_kv_heads=2, head_dim=16, sliding_window=None,
+            config=config,
+        )  # fmt: skip
+        assert int(schedule.item_starts[-1]) <= schedule.max_items
+        return schedule.splits.tolist()
+
+    assert splits((64, 1600)) == [5]  # four tiles for twenty programs
+    assert splits((640, 1600)) == [1]  # forty tiles
+    assert splits((16, 40)) == [2]  # 32 keys and more
+    assert splits((16, 1600), (160, 160)) == [10, 1]  # the long one holds half of the work
+
+
+@pytest.mark.skipif(ON_GPU and not HAS_FP8, reason="the GPU has no 8-bit floats")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 20])
+def test_attention_over_a_cache_of_8_bits_equals_reference(window: int | None, dtype: torch.dtype) -> None:
+    q, k_cache, v_cache, *rest = paged_case(MIXED, 6, 2, 64 if ON_GPU else 24, dtype)
+    caches = [cache.float().to(torch.float8_e4m3fn) for cache in (k_cache, v_cache)]
+    prefill = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2)
+    check_attention((q, *caches, *rest), window, prefill=prefill, padding=2)
+    config = DecodeConfig(tile=16, num_splits=2, min_split=16, num_warps=4, num_stages=2)
+    decode_only = paged_case(BOUNDARIES, 6, 2, 64 if ON_GPU else 24, dtype)
+    narrow = [cache.float().to(torch.float8_e4m3fn) for cache in decode_only[1:3]]
+    check_attention((decode_only[0], *narrow, *decode_only[3:]), window, decode=config)
+
+
+def test_scales_of_the_cache_multiply_keys_and_values() -> None:
+    q, k_cache, v_cache, *rest = paged_case(MIXED, 4, 2, 16, torch.float32)
+    options = {"sliding_window": None, "max_query_len": 33, "max_seq_len": 70}
+    expected = paged_attention(q, k_cache * 0.5, v_cache * 3.0, *rest, scale=0.25, **options)
+    actual = paged_attention_mixed(q, k_cache, v_cache, *rest, scale=0.25 * 0.5, v_scale=3.0, **options)
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("seed", range(20 if ON_GPU else 6))
+def test_attention_of_random_ragged_batches_equals_reference(seed: int) -> None:
+    pick = Random(seed)
+    longest = 400 if ON_GPU else 60
+    lengths: list[tuple[int, int]] = []
+    for _ in range(pick.randint(1, 40 if ON_GPU else 9)):
+        seq_len = pick.randint(1, longest)
+        lengths.append((pick.choice([0, 1, 1, pick.randint(1, seq_len)]), seq_len))
+    lengths.append((1, longest))
+    case = paged_case(lengths, 4, 2, 16, torch.float32)
+    prefill = PrefillConfig(
+        rows=16, tile=16, num_warps=2, num_stages=2, num_programs=pick.choice([1, 9, 50]), min_split=16
+    )  # fmt: skip
+    window = pick.choice([None, pick.randint(1, longest)])
+    check_attention(case, window, prefill=prefill, padding=pick.randint(0, 50))
+
+
+@pytest.mark.gpu
+def test_one_captured_graph_serves_every_mixed_batch_of_its_bucket() -> None:
+    num_rows, num_tokens, max_blocks = 64, 512, 40
+    caches = random(2, 1 + num_rows * max_blocks, BLOCK_SIZE, 2, 64, dtype=torch.bfloat16)
+    q = random(num_tokens, 8, 64, dtype=torch.bfloat16)
+    tables = torch.arange(1, 1 + num_rows * max_blocks, device=DEVICE, dtype=torch.int32).view(num_rows, -1)
+    starts = torch.zeros(num_rows + 1, dtype=torch.int32, device=DEVICE)
+    seq_lens = torch.zeros_like(starts[1:])
+    options = {"scale": 0.1, "sliding_window": None, "max_query_len": num_tokens, "max_seq_len": 640}
+
+    def step() -> Tensor:
+        schedule = schedule_prefill(
+            starts, seq_lens, num_tokens=num_tokens, num_heads=8, num_kv_heads=2, head_dim=64, sliding_window=None,
+        )  # fmt: skip
+        return paged_attention_mixed(q, *caches, tables, starts, seq_lens, **options, schedule=schedule)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    for query_lens in ([1] * 64, [512], [1] * 30 + [200, 2, 100, 1], [2] * 64, [3, 1]):
+        count = len(query_lens)
+        lens = torch.tensor(query_lens, dtype=torch.int32)
+        starts.fill_(int(lens.sum()))
+        starts[: count + 1] = torch.cat((torch.zeros(1), lens.cumsum(0))).int().to(DEVICE)
+        seq_lens.random_(0, 1000)
+        seq_lens[:count] = (lens + torch.randint(0, 128, (count,))).int().to(DEVICE)
+        graph.replay()
+        total = int(lens.sum())
+        case = (q[:total], *caches, tables[:count], starts[: count + 1], seq_lens[:count])
+        assert_close(out[:total], paged_attention(*case, **options))
+
+
+def test_attention_refuses_tables_of_another_batch() -> None:
+    q, k_cache, v_cache, tables, starts, seq_lens = paged_case([(1, 3)], 2, 2, 16, torch.float32)
+    with pytest.raises(ValueError, match="block_tables"):
+        paged_attention_mixed(
+            q, k_cache, v_cache, tables[:0], starts, seq_lens,
+            scale=1.0, sliding_window=None, max_query_len=1, max_seq_len=3,
+        )  # fmt: skip

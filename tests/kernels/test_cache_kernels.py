@@ -1,0 +1,76 @@
+"""What writes to the KV cache, rotary embedding included: each Triton kernel against its torch reference."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from quire_kernels.blocks.copy import copy_blocks_spans
+from quire_kernels.blocks.reference import copy_blocks
+from quire_kernels.rotary.heads import rotary_embedding_cache, rotary_embedding_heads
+from quire_kernels.rotary.reference import rotary_embedding, rotary_embedding_and_cache
+
+from tests.kernels.case import BLOCK_SIZE, DEVICE, DTYPES, HAS_FP8, ON_GPU, assert_close, random
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (80, 80), (96, 32), (128, 128)])
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_rotary_embedding_and_cache_equals_reference(
+    head_dim: int, rotary_dim: int, with_norm: bool, dtype: torch.dtype
+) -> None:
+    num_tokens, num_heads, num_kv_heads = 5, 12, 3
+    fused = random(num_tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
+    q, k, v = fused.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    cos_sin = random(40, rotary_dim)
+    positions = torch.tensor([0, 39, 7, 8, 16], device=DEVICE)
+    slots = torch.tensor([16, 31, 32, 5 * 16 + 7, 47], device=DEVICE)
+    weights = (random(head_dim, dtype=dtype), random(head_dim, dtype=dtype)) if with_norm else (None, None)
+    caches = torch.full(
+        (2, 2, 6, BLOCK_SIZE, num_kv_heads, head_dim), float("nan"), dtype=dtype, device=DEVICE
+    )
+    actual = rotary_embedding_cache(q, k, v, cos_sin, positions, *caches[0], slots, *weights)
+    expected = rotary_embedding_and_cache(q, k, v, cos_sin, positions, *caches[1], slots, *weights)
+    assert_close(actual, expected)
+    assert torch.equal(caches[0].isnan(), caches[1].isnan())
+    assert_close(caches[0].nan_to_num(), caches[1].nan_to_num())
+    for rotated, truth in zip(
+        rotary_embedding_heads(q, k, cos_sin, positions),
+        rotary_embedding(q, k, cos_sin, positions),
+        strict=True,
+    ):
+        assert_close(rotated, truth)
+
+
+@pytest.mark.skipif(ON_GPU and not HAS_FP8, reason="the GPU has no 8-bit floats")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cache_of_8_bits_is_written_as_by_the_reference(dtype: torch.dtype) -> None:
+    q, k, v = (10 * random(9, heads, 48, dtype=dtype) for heads in (4, 2, 2))
+    cos_sin, positions = random(9, 48), torch.arange(9, device=DEVICE)
+    if not ON_GPU:
+        # The interpreter rounds to 8 bits wrongly where a carry leaves the mantissa: give it nothing to round.
+        k, v = (each.to(torch.float8_e4m3fn).to(dtype) for each in (k, v))
+        cos_sin[:, :24], cos_sin[:, 24:] = 1.0, 0.0
+    k[0, 0, :3] = torch.tensor([1e4, -1e4, 0.0], device=DEVICE)  # beyond the largest value of the type
+    caches = torch.zeros((2, 2, 2, BLOCK_SIZE, 2, 48), device=DEVICE).to(torch.float8_e4m3fn)
+    options = {"k_scale": 0.25, "v_scale": 0.125}
+    rotary_embedding_cache(q, k, v, cos_sin, positions, *caches[0], positions + 3, **options)
+    rotary_embedding_and_cache(q, k, v, cos_sin, positions, *caches[1], positions + 3, **options)
+    actual, expected = caches[0].float(), caches[1].float()
+    assert float(expected.abs().max()) == 448.0
+    # The last bit may differ where the rotation itself is rounded another way.
+    assert float((actual != expected).double().mean()) < 2e-3
+    assert bool(((actual - expected).abs() <= expected.abs() / 8 + 2**-9).all())
+
+
+def test_copies_of_blocks_are_applied_in_order() -> None:
+    caches = random(2, 2, 8, BLOCK_SIZE, 3, 20)
+    expected = caches.clone()
+    pairs = torch.tensor([[1, 2], [2, 3], [5, 1], [0, 0]], device=DEVICE)
+    copy_blocks_spans(caches, pairs)
+    copy_blocks(expected, pairs)
+    assert torch.equal(caches, expected)
+    copy_blocks_spans([caches[0, 0]], torch.tensor([[7, 6]], device=DEVICE))
+    assert torch.equal(caches[0, 0, 6], caches[0, 0, 7])

@@ -1,0 +1,155 @@
+"""Sampling, penalties and counts: each Triton kernel against its torch reference."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from quire_kernels.sampling.gumbel import sample_gumbel
+from quire_kernels.sampling.occurrence import OccurrenceTable, count_tokens
+from quire_kernels.sampling.occurrence_rows import copy_rows, reset_rows
+from quire_kernels.sampling.params import Penalties, SamplingTensors
+from quire_kernels.sampling.reference import penalise, sample
+
+from tests.kernels.case import DEVICE, DTYPES, ON_GPU, random
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+def sampling_tensors(num_rows: int) -> SamplingTensors:
+    def column(values: list[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor((values * num_rows)[:num_rows], dtype=dtype, device=DEVICE)
+
+    return SamplingTensors(
+        temperature=column([0.0, 0.6, 1.0, 1.0, 1.3, 0.7, 1.0], torch.float32),
+        top_k=column([5, 0, 3, 0, 0, 50, 1], torch.int32),
+        top_p=column([0.5, 1.0, 1.0, 0.8, 1.0, 0.9, 1.0], torch.float32),
+        min_p=column([0.0, 0.0, 0.0, 0.0, 0.05, 0.01, 0.0], torch.float32),
+        seed=torch.arange(num_rows, device=DEVICE) * -7_919_000_000_007,
+        sequence_index=torch.arange(num_rows, device=DEVICE, dtype=torch.int32) % 4,
+        position=torch.arange(num_rows, device=DEVICE, dtype=torch.int32) + 3,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [7, 1001] if not ON_GPU else [7, 1001, 32000, 151_936])
+def test_sampler_chooses_what_the_reference_chooses(vocab_size: int, dtype: torch.dtype) -> None:
+    num_rows = 14 if not ON_GPU else 70
+    logits, params = 3 * random(num_rows, vocab_size, dtype=dtype), sampling_tensors(num_rows)
+    assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
+
+
+@pytest.mark.parametrize("min_p", [0.0, 1e-4])
+def test_nucleus_is_a_share_of_the_whole_row_not_of_its_candidates(min_p: float) -> None:
+    num_rows, vocab_size = (2000, 32_000) if ON_GPU else (240, 4500)
+    logits = 4 * random(
+        num_rows, vocab_size
+    )  # a few hundred candidates, which hold most of the mass but not all
+    params = replace(
+        sampling_tensors(num_rows),
+        temperature=torch.ones(num_rows, device=DEVICE),
+        top_k=torch.zeros(num_rows, dtype=torch.int32, device=DEVICE),
+        top_p=torch.full((num_rows,), 0.7, device=DEVICE),
+        min_p=torch.full((num_rows,), min_p, device=DEVICE),
+    )
+    assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_nuclei_and_clustered_maxima_are_found_in_the_whole_row(dtype: torch.dtype) -> None:
+    vocab_size = 151_936 if ON_GPU else 5003
+    logits = random(14, vocab_size, dtype=dtype) / 4  # so flat that a nucleus holds thousands of tokens
+    logits[7:, :3000] += 8.0  # thousands of candidates in a few chunks
+    params = sampling_tensors(14)
+    params.top_k[:] = torch.tensor([0, 0, 2500, 0, 60, 1, 3000] * 2, device=DEVICE)
+    assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
+
+
+def penalties_of(slots: list[int], table: OccurrenceTable) -> Penalties:
+    num_slots = table.addresses.shape[0]
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor((values * num_slots)[:num_slots], device=DEVICE)
+
+    return Penalties(
+        slots=torch.tensor(slots, dtype=torch.int32, device=DEVICE),
+        repetition=column([1.0, 1.3, 0.8, 2.0]),
+        frequency=column([0.7, 0.0, -0.5]),
+        presence=column([0.4, -1.1, 0.0, 0.0, 1.5]),
+        occurrences=table,
+    )
+
+
+def penalised_tables(vocab_size: int, num_slots: int) -> tuple[OccurrenceTable, OccurrenceTable]:
+    """One table filled by the kernels, and one, on the CPU, filled by torch, with the same tokens."""
+    tables = (
+        OccurrenceTable(num_slots, vocab_size, DEVICE),
+        OccurrenceTable(num_slots, vocab_size, torch.device("cpu")),
+    )
+    slots = list(range(0, num_slots, 2))
+    tokens = [torch.randint(vocab_size, (5 + 20 * slot,)).tolist() for slot in slots]
+    for table in tables:
+        table.admit(slots, tokens, [3 + 9 * slot for slot in slots])
+        table.fork([(2, 3), (1, 5)])
+    return tables
+
+
+@pytest.mark.parametrize("vocab_size", [40, 4200])
+def test_occurrences_filled_on_the_device_equal_those_of_torch(vocab_size: int) -> None:
+    addresses = torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    table = torch.full((3, 4224), 77, dtype=torch.int16, device=DEVICE)
+    tokens = [torch.randint(vocab_size, (length,)).tolist() for length in (1, 150, 70)]
+    prompt_lens = [1, 10, 0]
+    records, start = [], 0
+    for slot, row_tokens in enumerate(tokens):
+        records.append((table[slot].data_ptr(), slot + 1, start, prompt_lens[slot], len(row_tokens)))
+        start += len(row_tokens)
+    flat = torch.tensor([token for row in tokens for token in row], dtype=torch.int32, device=DEVICE)
+    reset_rows(torch.tensor(records, device=DEVICE), flat, addresses, 4224)
+    for slot, row_tokens in enumerate(tokens):
+        expected = torch.empty(4224, dtype=torch.int16)
+        count_tokens(expected, torch.tensor(row_tokens), prompt_lens[slot])
+        assert torch.equal(table[slot].cpu(), expected)
+    copied = torch.zeros_like(table)
+    pairs = [(table[row].data_ptr(), copied[row].data_ptr(), row) for row in (0, 2)]
+    copy_rows(torch.tensor(pairs, device=DEVICE), addresses, 4224)
+    assert torch.equal(copied[[0, 2]], table[[0, 2]])
+    assert not copied[1].any()
+    assert addresses.tolist() == [copied[0].data_ptr(), records[0][0], copied[2].data_ptr(), records[2][0]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [40, 5003] if not ON_GPU else [40, 5003, 151_936])
+def test_penalised_draws_equal_reference_and_are_counted(vocab_size: int, dtype: torch.dtype) -> None:
+    on_device, on_host = penalised_tables(vocab_size, 8)
+    slots = [4, 0, 7, 3, 2, 6, 1]
+    params, penalties, truth = (
+        sampling_tensors(7),
+        penalties_of(slots, on_device),
+        penalties_of(slots, on_host),
+    )
+    draws = torch.tensor([1, 1, 1, 1, 1, 0, 1], dtype=torch.int32, device=DEVICE)
+    for step in range(3):
+        logits = 3 * random(7, vocab_size, dtype=dtype)
+        expected = sample(penalise(logits, truth).to(DEVICE), params)
+        tokens = sample_gumbel(logits, params, draws, penalties)
+        assert torch.equal(tokens[draws == 1], expected[draws == 1]), step
+        for slot, token, draw in zip(slots, tokens.tolist(), draws.tolist(), strict=True):
+            if draw:
+                on_host.count(slot, token)
+        for slot in (0, 2, 3, 4, 6):
+            assert torch.equal(on_device.row(slot).cpu(), on_host.row(slot))
+    on_device.release([4, 0, 1, 4])  # a slot may be released and admitted again by one plan
+    assert on_device.addresses[[0, 1, 4, 5, 7]].tolist() == [0] * 5
+    assert bool((on_device.addresses[[2, 3, 6]] != 0).all())
+
+
+def test_sampler_takes_the_lowest_of_equal_maxima_and_never_a_forbidden_token() -> None:
+    logits = torch.full((14, 6000), -float("inf"), device=DEVICE)
+    logits[:, 4097] = logits[:, 5003] = 2.0
+    tokens = sample_gumbel(logits, sampling_tensors(14))
+    assert tokens[0] == tokens[7] == 4097
+    assert set(tokens.tolist()) <= {4097, 5003}
