@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 import uvloop
 
-from benchmarks.gpu.trace import Trace
 from benchmarks.gpu.workload import Ask
+from quire.bench.backend import grpc_trace
+from quire.bench.trace import Trace
 from quire.rpc.channel import open_channel
 from quire.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2, tokenizer_pb2
 
@@ -89,7 +90,7 @@ def _client_process(
 ) -> None:
     client = _Client(address, asks, load, shared, number, num_processes)
     uvloop.run(client.run())
-    sender.send({index: _trace(*seen) for index, seen in client.seen.items()})
+    sender.send({index: grpc_trace(*seen) for index, seen in client.seen.items()})
 
 
 class _Client:
@@ -172,14 +173,3 @@ def _request(ask: Ask) -> bytes:
             max_tokens=ask.num_out, seed=ask.seed, ignore_eos=True, **ask.sampling
         ),
     ).SerializeToString()
-
-
-def _trace(sent_s: float, times_s: list[float], messages: list[bytes]) -> Trace:
-    responses = [generation_pb2.GenerateResponse.FromString(message) for message in messages]
-    counts = [sum(len(output.token_ids) for output in response.outputs) for response in responses]
-    return Trace(
-        sent_s=sent_s,
-        times_s=[time for time, count in zip(times_s, counts, strict=True) if count],
-        counts=[count for count in counts if count],
-        num_chars=sum(len(output.text) for response in responses for output in response.outputs),
-    )
