@@ -12,7 +12,17 @@ import pytest
 from tests.ship.served import Served, running_stack
 
 QUIRE = [sys.executable, "-m", "quire.cli.main"]
-LOAD = ["--num-prompts", "12", "--random-input-len", "24", "--random-output-len", "8", "--random-vocab-size", "1000", "--ignore-eos"]
+LOAD = [
+    "--num-prompts",
+    "12",
+    "--random-input-len",
+    "24",
+    "--random-output-len",
+    "8",
+    "--random-vocab-size",
+    "1000",
+    "--ignore-eos",
+]
 
 
 @pytest.fixture(scope="module")
