@@ -5,14 +5,18 @@ Knows no request and no vocabulary. Only services that compile import it: the pa
 
 import json
 import re
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, grammar_from
 
 from quire.structured_outputs import StructuredOutputsParams
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 _RULE_OF_EBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
-_JSON_OPTIONS = {"whitespace_pattern": r"(\x20|\n\x20{0,16})"}
+_JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"(\x20|\n\x20{0,16})"}
 """Between the parts of JSON one space, or a line break and its indentation: given more, small models draw nothing else."""
 
 _MAX_REASON_LEN = 400

@@ -4,6 +4,7 @@ Every rule names the field, the value and itself. Knows the serving state, but n
 """
 
 from quire.errors import InvalidRequest, Overloaded, QuireError, Unavailable
+from quire.structured_outputs import MAX_CONSTRAINT_BYTES
 from quire.v1 import sampling_pb2, scheduler_pb2
 from quire_scheduler.core import OwnerId, Request, Sampling, TokenIds, token_ids_of
 
@@ -137,8 +138,19 @@ def _sampling(
         min_tokens=params.min_tokens,
         stop_token_ids=(*eos, *params.stop_token_ids),
         eos_token_ids=frozenset(eos),
+        grammar=_grammar(params),
         num_logprobs=params.logprobs if params.HasField("logprobs") else -1,
     )
+
+
+def _grammar(params: sampling_pb2.SamplingParams) -> bytes:
+    """The constraint as it came: workers compile it."""
+    if not params.HasField("structured_outputs"):
+        return b""
+    num_bytes = params.structured_outputs.ByteSize()
+    limit = 2 * MAX_CONSTRAINT_BYTES  # each of many choices has its length beside it
+    _require(num_bytes <= limit, "structured_outputs", f"{num_bytes} bytes", f"at most {limit}")
+    return params.structured_outputs.SerializeToString()
 
 
 def _require(condition: bool, field: str, value: object, rule: str) -> None:

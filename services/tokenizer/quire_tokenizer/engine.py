@@ -16,6 +16,7 @@ from quire.telemetry.attribute import INPUT_TOKENS
 from quire.telemetry.tracing import NO_TRACING, Tracing
 from quire.v1 import generation_pb2, scheduler_pb2
 from quire_tokenizer.conversation import Conversation
+from quire_tokenizer.grammar_checker import GrammarChecker
 from quire_tokenizer.model_shelf import Model, ModelShelf
 from quire_tokenizer.request_trace import RequestTrace
 from quire_tokenizer.router import Router
@@ -50,6 +51,7 @@ class GenerationEngine:
         self._max_num_requests = max_num_requests
         self._live: set[tuple[str, str]] = set()
         self._tracing = tracing
+        self._grammars = GrammarChecker()
 
     @property
     def num_live(self) -> int:
@@ -121,6 +123,8 @@ class GenerationEngine:
         """Checks and encodes one call; nothing is sent yet."""
         request = call.request
         params = SamplingParams.from_proto(request.sampling_params)
+        if params.structured_outputs is not None:
+            await self._grammars.check(params.structured_outputs)
         link = self._router.route(request.model)
         name = request.model or link.state.served_model_names[0]
         model = self._shelf.find(name)
