@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(wildcard protos/quire/v1/*.proto)
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help run test check protos bench bench-gpu clean
+.PHONY: help run test check protos bench bench-gpu load clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -40,6 +40,10 @@ bench-gpu:  ## every workload on one GPU beside its floor, in four commands; CAS
 	@$(PYTHON) deploy/bootstrap.py test
 	@for each in $(or $(CASES),worker front-door start-and-peer other-shapes); do \
 	  $(BIN)/python -m benchmarks.gpu $$each $(ARGS) || exit; done
+
+load:  ## ab, wrk and Locust, each once against the shipped model; says which of them is missing
+	@$(PYTHON) deploy/bootstrap.py check
+	@$(BIN)/python -m pytest -s tests/bench/test_load_tools.py $(ARGS)
 
 clean:  ## remove what was installed and built
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
