@@ -78,6 +78,9 @@ class EngineArgs:
     @staticmethod
     def add_cli_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         """Adds the flags of an engine to a program's own."""
+        parser.add_argument(
+            "--address", help="A running stack to attach to, host:port (default: one of its own)."
+        )
         for config_type in (TokenizerConfig, WorkerConfig, SchedulerConfig):
             add_flags(parser, config_type, skip=WIRING | _FACES)
         return parser

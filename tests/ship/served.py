@@ -21,6 +21,8 @@ class Served:
     process: "subprocess.Popen[str]"
     url: str = ""
     """Of the HTTP API; empty without one."""
+    scheduler: str = ""
+    """Address of the scheduler."""
 
 
 @contextlib.contextmanager
@@ -41,7 +43,9 @@ def running_stack(
         match = re.match(r"Quire is ready: .* on grpc (127\.0\.0\.1:\d+) ", line)
         http = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert match, f"no ready line but {line!r}"
-        yield Served(match[1], process, http[0] if http else "")
+        scheduler = re.search(r"scheduler (127\.0\.0\.1:\d+)", line)
+        assert scheduler, line
+        yield Served(match[1], process, http[0] if http else "", scheduler[1])
     finally:
         process.send_signal(signal.SIGTERM)
         status = process.wait(STOP_WITHIN_S)
