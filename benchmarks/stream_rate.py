@@ -32,8 +32,8 @@ from quire.rpc.server import bind, build_server
 from quire.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 from tests.doubles.echo_worker import MAX_MODEL_LEN, EchoWorker
 
-_PROMPT_LEN = 8
-_TOKENS_PER_STREAM = MAX_MODEL_LEN - _PROMPT_LEN
+PROMPT_LEN = 8
+TOKENS_PER_STREAM = MAX_MODEL_LEN - PROMPT_LEN
 _BLOCKS_PER_STREAM = MAX_MODEL_LEN // 16
 _MOST_MERGED = 0.01
 _LEAST_KEPT_UP = 0.9
@@ -121,14 +121,14 @@ async def measure(options: argparse.Namespace) -> None:
     """Prints the table."""
     print(f"{'worker':>18} {'tokens/s':>10} {'messages/s':>11} {'merged':>7}   CPU µs per token")
     async with Process("server", [__file__, "bare"]) as server:
-        bare = await _load(options, server.facts["grpc"], [server])
+        bare = await load_of(options, server.facts["grpc"], [server])
     print(f"{'bare grpc.aio':>18} {bare.row()}", flush=True)
     best = 0.0
     async with contextlib.AsyncExitStack() as stack:
         scheduler = await stack.enter_async_context(
             Process("scheduler", ["-m", "quire_scheduler", "--grpc-port", "0"])
         )
-        doors = await _front_door(options, scheduler, stack)
+        doors = await front_door(options, scheduler, stack)
         rate = options.first_rate
         while True:
             load = await _with_worker(options, scheduler, doors, rate / options.num_streams)
@@ -146,24 +146,23 @@ async def measure(options: argparse.Namespace) -> None:
     )
 
 
-async def _front_door(
+async def front_door(
     options: argparse.Namespace, scheduler: Process, stack: contextlib.AsyncExitStack
 ) -> list[Process]:
     """Replicas that share a port, which they join once a worker is there."""
     flags = [
         "-m",
         "quire_tokenizer",
-        "--no-http",
         "--scheduler",
         scheduler.facts["grpc"],
         "--served-model-name",
         "echo",
     ]
     doors: list[Process] = []
-    async with Process("worker", _worker_arguments(options, scheduler, 0.0)):
+    async with Process("worker", worker_arguments(options, scheduler, 0.0)):
         for _ in range(options.tokenizer_replicas):
-            port = doors[0].facts["grpc"].rpartition(":")[2] if doors else "0"
-            door = Process("tokenizer", [*flags, "--reuse-port", "--grpc-port", port])
+            ports = [doors[0].facts[face].rpartition(":")[2] if doors else "0" for face in ("grpc", "http")]
+            door = Process("tokenizer", [*flags, "--reuse-port", "--grpc-port", ports[0], "--port", ports[1]])
             doors.append(await stack.enter_async_context(door))
     return doors
 
@@ -172,18 +171,20 @@ async def _with_worker(
     options: argparse.Namespace, scheduler: Process, doors: Sequence[Process], steps_per_s: float
 ) -> Load:
     """One round with a worker at this pace; 0 answers at once."""
-    async with Process("worker", _worker_arguments(options, scheduler, steps_per_s)) as worker:
-        return await _load(options, doors[0].facts["grpc"], [*doors, scheduler, worker])
+    async with Process("worker", worker_arguments(options, scheduler, steps_per_s)) as worker:
+        return await load_of(options, doors[0].facts["grpc"], [*doors, scheduler, worker])
 
 
-def _worker_arguments(options: argparse.Namespace, scheduler: Process, steps_per_s: float) -> list[str]:
+def worker_arguments(options: argparse.Namespace, scheduler: Process, steps_per_s: float) -> list[str]:
     return [__file__, "worker", scheduler.facts["grpc"], str(options.num_streams), str(steps_per_s)]
 
 
-async def _load(options: argparse.Namespace, address: str, servers: Sequence[Process]) -> Load:
-    """Runs the streams from client processes; their start-up is not part of the time."""
+async def load_of(
+    options: argparse.Namespace, address: str, servers: Sequence[Process], program: str = __file__
+) -> Load:
+    """Runs the streams from client processes of `program`; their start-up is not part of the time."""
     counts = (options.num_channels, options.num_streams // options.num_clients, options.num_tokens)
-    arguments = [__file__, "client", address, *map(str, counts)]
+    arguments = [program, "client", address, *map(str, counts)]
     async with contextlib.AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(Process("client", arguments)) for _ in range(options.num_clients)
@@ -207,14 +208,14 @@ async def run_client(address: str, num_channels: int, num_streams: int, tokens_p
         channels = [await stack.enter_async_context(open_channel(address)) for _ in range(num_channels)]
         await _served(channels)
         print("READY {}", flush=True)
-        began, cpu_began_s = perf_counter(), _own_cpu_s()
+        began, cpu_began_s = perf_counter(), own_cpu_s()
         streams = (
             _stream(channels[number % len(channels)], number, tokens_per_stream)
             for number in range(num_streams)
         )
         counts = await asyncio.gather(*streams)
         ended = perf_counter()
-        cpu_s = _own_cpu_s() - cpu_began_s
+        cpu_s = own_cpu_s() - cpu_began_s
     num_tokens, num_messages, num_merged = (sum(column) for column in zip(*counts, strict=True))
     assert num_tokens == num_streams * tokens_per_stream, f"{num_tokens} tokens"
     report = {"began": began, "ended": ended, "cpu_s": cpu_s, "num_tokens": num_tokens}
@@ -233,7 +234,7 @@ async def _served(channels: Sequence[grpc.aio.Channel]) -> None:
 async def _stream(channel: grpc.aio.Channel, number: int, max_tokens: int) -> tuple[int, int, int]:
     num_tokens = num_messages = num_merged = 0
     request = generation_pb2.GenerateRequest(
-        token_ids={"ids": [number % 900 + 1] * _PROMPT_LEN},
+        token_ids={"ids": [number % 900 + 1] * PROMPT_LEN},
         sampling_params=sampling_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0),
     )
     async for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(request):
@@ -303,7 +304,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--num-streams", type=int, default=64)
-    parser.add_argument("--num-tokens", type=int, default=_TOKENS_PER_STREAM, help="Tokens per stream.")
+    parser.add_argument("--num-tokens", type=int, default=TOKENS_PER_STREAM, help="Tokens per stream.")
     parser.add_argument("--num-clients", type=int, default=1, help="Client processes (default: 1).")
     parser.add_argument("--num-channels", type=int, default=8, help="Connections of each (default: 8).")
     parser.add_argument("--tokenizer-replicas", type=int, default=1)
@@ -315,7 +316,7 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _own_cpu_s() -> float:
+def own_cpu_s() -> float:
     times = psutil.Process().cpu_times()
     return times.user + times.system
 
