@@ -302,6 +302,10 @@ def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor
     return logprobs.token_logprobs(logits, tokens, num_top)
 
 
+def likeliest_tokens(logits: Tensor, temperature: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+    return logprobs.likeliest_tokens(logits, temperature, num_top)
+
+
 def admit_slots(state: SlotState, records: Tensor, stop_token_ids: Tensor) -> None:
     if _runs_triton(records):
         from quire_kernels.slots.update import admit_slots as admit

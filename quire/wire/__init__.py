@@ -4,7 +4,7 @@
 a tensor library, a request or a policy.
 """
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Version of the step protocol; both sides refuse any other (see protos/quire/v1/step.proto)."""
 
 SCRATCH_BLOCK = 0

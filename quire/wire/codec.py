@@ -106,6 +106,7 @@ def encode_plan(plan: StepPlan) -> list[Buffer]:
     )
     writer.add("scheduled_slots", "i", plan.scheduled_slots)
     writer.add("scheduled_tokens", "i", plan.scheduled_tokens)
+    writer.add("choices", "i", plan.choices, 3)
     writer.add("grants", "i", plan.grants, 3)
     writer.add("releases", "i", plan.releases)
     writer.add("copies", "i", plan.copies, 5)
@@ -128,6 +129,7 @@ def decode_plan(frames: Sequence[Buffer]) -> StepPlan:
         traceparent=header.traceparent,
         scheduled_slots=reader.take("scheduled_slots", "i"),
         scheduled_tokens=reader.take("scheduled_tokens", "i"),
+        choices=reader.take("choices", "i", 3),
         grants=reader.take("grants", "i", 3),
         releases=reader.take("releases", "i"),
         copies=reader.take("copies", "i", 5),
@@ -152,6 +154,10 @@ def encode_result(result: StepResult) -> list[Buffer]:
     writer.add("logprob_ids", "i", result.logprob_ids)
     writer.add("logprob_values", "f", result.logprob_values)
     writer.add("logprob_ranks", "i", result.logprob_ranks)
+    writer.add("candidate_rows", "i", result.candidate_rows)
+    writer.add("candidate_lens", "i", result.candidate_lens)
+    writer.add("candidate_ids", "i", result.candidate_ids)
+    writer.add("candidate_logprobs", "f", result.candidate_logprobs)
     return writer.frames()
 
 
@@ -190,6 +196,10 @@ def decode_answer(frames: Sequence[Buffer]) -> StepResult | StepRefusal | Worker
         logprob_values=reader.take_floats("logprob_values"),
         logprob_ranks=reader.take("logprob_ranks", "i"),
         failures=[RowFailure(each.row, each.message, each.field) for each in header.failures],
+        candidate_rows=reader.take("candidate_rows", "i"),
+        candidate_lens=reader.take("candidate_lens", "i"),
+        candidate_ids=reader.take("candidate_ids", "i"),
+        candidate_logprobs=reader.take_floats("candidate_logprobs"),
     )
     reader.finish()
     _check_result(result)
@@ -267,6 +277,8 @@ def _add_admissions(writer: _Writer, admissions: Sequence[SlotAdmission]) -> Non
     constrained = [(number, a.grammar) for number, a in enumerate(admissions) if a.grammar]
     writer.add("grammars", "i", [x for number, text in constrained for x in (number, len(text))], 2)
     writer.add("grammar_bytes", "B", b"".join(text for _number, text in constrained))
+    if any(a.num_candidates for a in admissions):
+        writer.add("admission_num_candidates", "i", [a.num_candidates for a in admissions])
 
 
 def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
@@ -277,6 +289,9 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
     stop_token_ids = reader.take("admission_stop_token_ids", "i")
     num_admissions = len(seeds)
     grammars = _take_grammars(reader, num_admissions)
+    num_candidates = reader.take("admission_num_candidates", "i") or [0] * num_admissions
+    if len(num_candidates) != num_admissions:
+        raise FrameError("admission columns differ in length")
     if len(ints) != num_admissions * _ADMISSION_INTS or len(floats) != num_admissions * _ADMISSION_FLOATS:
         raise FrameError("admission columns differ in length")
     admissions: list[SlotAdmission] = []
@@ -318,6 +333,7 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
                 frequency_penalty=frequency,
                 repetition_penalty=repetition,
                 grammar=grammars.get(i, b""),
+                num_candidates=num_candidates[i],
             )
         )
         token_at += num_tokens
@@ -354,3 +370,7 @@ def _check_result(result: StepResult) -> None:
         raise FrameError("a failure of a row that the result does not have")
     if len(result.logprob_values) != num_entries or len(result.logprob_ranks) != num_entries:
         raise FrameError("log-probability columns differ in length")
+    if len(result.candidate_rows) != len(result.candidate_lens) or min(result.candidate_lens, default=0) < 0:
+        raise FrameError("candidate_rows and candidate_lens differ in length")
+    if not sum(result.candidate_lens) == len(result.candidate_ids) == len(result.candidate_logprobs):
+        raise FrameError("candidate_lens does not add up to the candidates")

@@ -8,13 +8,14 @@ A worker applies the parts of a plan in this order, before its forward pass:
 
 1. `releases`     the slots are empty from here on (releasing an empty slot is no error)
 2. `admissions`   the slots hold these sequences
-3. `grants`       the blocks are appended to the slots' block tables
-4. `copies`       block contents are copied and the tables point at the copy
-5. `forks`        the child slots become copies of their parents, block table included
+3. `choices`      slots of beams become copies of their parents, block table included, and get their next token
+4. `grants`       the blocks are appended to the slots' block tables
+5. `copies`       block contents are copied and the tables point at the copy
+6. `forks`        the child slots become copies of their parents, block table included
 
 then it advances `scheduled_slots[i]` by `scheduled_tokens[i]` tokens. A row draws a token when it reaches the end of
 the tokens its slot knows; a forked child draws one from its parent's logits in the same step, with its own
-sequence index.
+sequence index. A row of a beam search draws none: it brings the likeliest tokens, and waits there for its choice.
 """
 
 from collections.abc import Sequence
@@ -56,6 +57,8 @@ class SlotAdmission:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    num_candidates: int = 0
+    """For a beam: how many of the likeliest tokens it brings, under its temperature, instead of drawing one."""
 
     grammar: bytes = b""
     """A constraint on the output, a serialised quire.v1.StructuredOutputsParams; empty asks for none."""
@@ -77,6 +80,9 @@ class StepPlan:
     releases: list[int] = field(default_factory=list)
     """Slots."""
     admissions: list[SlotAdmission] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
+    """Flat triples (parent slot, slot, token). Parents are seen as they were before any choice; a slot that is its own
+    parent only gets the token, and none that is another's parent is overwritten."""
     grants: list[int] = field(default_factory=list)
     """Flat triples (slot, KV group, block)."""
     copies: list[int] = field(default_factory=list)

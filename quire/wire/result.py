@@ -28,6 +28,14 @@ class StepResult:
     """Ranks in the vocabulary, beside `logprob_ids`; 1 is the likeliest."""
     failures: list["RowFailure"] = field(default_factory=list)
     """Rows whose requests cannot go on; the others can."""
+    candidate_rows: list[int] = field(default_factory=list)
+    """Rows of beams, which bring no token but candidates for their next one."""
+    candidate_lens: list[int] = field(default_factory=list)
+    """Candidates per row, beside `candidate_rows`."""
+    candidate_ids: list[int] = field(default_factory=list)
+    """The rows' candidates, best first, one row after another."""
+    candidate_logprobs: list[float] = field(default_factory=list)
+    """Natural log-probabilities under the beam's temperature, beside `candidate_ids`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Knows no expectation; `answer` checks only that every token continues its sequen
 from collections import deque
 
 from quire_scheduler.core import (
+    BeamParams,
     CoreLimits,
     FinishReason,
     GroupCapacity,
@@ -63,7 +64,14 @@ class CoreDriver:
         self.failed: dict[str, str] = {}
 
     def add(
-        self, name: str, prompt: list[int], max_tokens: int, *, priority: int = 0, **sampling: object
+        self,
+        name: str,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        priority: int = 0,
+        beam_params: BeamParams | None = None,
+        **sampling: object,
     ) -> None:
         """Adds a request; `sampling` are fields of `Sampling`."""
         handle = len(self.names) + 1
@@ -75,6 +83,7 @@ class CoreDriver:
                 request_id=name,
                 prompt_token_ids=prompt,
                 priority=priority,
+                beam_params=beam_params,
                 sampling=Sampling(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
             )
         )

@@ -1,11 +1,13 @@
 """Invariants of the core over any order of add, resume, abort, step, answer, fail, reset and change of groups."""
 
 from collections import Counter
+from dataclasses import replace
 
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from quire_scheduler.core import (
+    BeamParams,
     CoreLimits,
     FinishReason,
     GroupCapacity,
@@ -15,10 +17,11 @@ from quire_scheduler.core import (
     Scheduler,
     StaleAnswer,
 )
+from quire_scheduler.core.beam_search import EarlyStopping, Hypothesis
 
 from quire.wire.plan import StepPlan
 from quire.wire.result import StepResult
-from tests.doubles.simulated_worker import SimulatedWorker, expected_tokens
+from tests.doubles.simulated_worker import SimulatedWorker, expected_beams, expected_tokens
 
 VOCAB_SIZE = 50
 STOPS = (7, 8)
@@ -99,6 +102,9 @@ class CoreMachine(RuleBasedStateMachine):
         self.ends: Counter[tuple[int, int]] = Counter()
         self.reasons: dict[tuple[int, int], FinishReason] = {}
         self.failed: Counter[int] = Counter()
+        self.beams: dict[int, list[Hypothesis]] = {}
+        self.whole: dict[tuple[int, int], tuple[float, float]] = {}
+        """(log-probability, score) of each hypothesis of a beam search."""
 
     @rule(
         prompt=PROMPTS,
@@ -113,6 +119,31 @@ class CoreMachine(RuleBasedStateMachine):
     ) -> None:
         request = self._request(prompt, max_tokens, n, min_tokens, priority, seed)
         if request is not None:
+            self.core.add(request)
+
+    @rule(
+        prompt=PROMPTS,
+        max_tokens=st.integers(1, 12),
+        beam_width=st.integers(1, 4),
+        length_penalty=st.sampled_from([0.0, 1.0, 2.0]),
+        early_stopping=st.sampled_from([False, True, "never"]),
+        priority=st.integers(0, 2),
+    )
+    def add_beam_search(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        beam_width: int,
+        length_penalty: float,
+        early_stopping: EarlyStopping,
+        priority: int,
+    ) -> None:
+        request = self._request(prompt, max_tokens, beam_width, 0, priority, seed=0)
+        if request is not None:
+            request.beam_params = BeamParams(
+                beam_width=request.sampling.n, length_penalty=length_penalty, early_stopping=early_stopping
+            )
+            request.sampling = replace(request.sampling, eos_token_ids=frozenset(STOPS))
             self.core.add(request)
 
     @rule(
@@ -215,9 +246,14 @@ class CoreMachine(RuleBasedStateMachine):
                 got = self.received.setdefault((handle, index), [])
                 assert first == len(got), "a token was repeated or is missing"
                 assert not self.ends[handle, index] and not self.failed[handle], "an event after the end"
+                assert not count or (handle, index) not in self.whole, "a hypothesis came in parts"
                 got += events.token_ids[at : at + count]
                 at += count
             assert at == len(events.token_ids)
+            for row, logprob, score in zip(
+                events.beam_rows, events.beam_logprobs, events.beam_scores, strict=True
+            ):
+                self.whole[events.handles[row], events.indexes[row]] = (logprob, score)
             for row, reason in zip(events.finished_rows, events.finish_reasons, strict=True):
                 key = (events.handles[row], events.indexes[row])
                 self.ends[key] += 1
@@ -363,7 +399,12 @@ class CoreMachine(RuleBasedStateMachine):
             sampling = request.sampling
             num_steps = len(request.prompt_token_ids) + 2 * sampling.max_tokens
             lag = 2 * (self.limits.pipeline_depth + 1)
-            costs[handle] = sampling.n * (num_steps + lag) if self._is_live(handle) else 0
+            cost = sampling.n * (num_steps + lag)
+            if (
+                request.beam_params is not None
+            ):  # all beams at once, each step after the answer to the one before
+                cost = len(request.prompt_token_ids) + lag * (1 + sampling.max_tokens)
+            costs[handle] = cost if self._is_live(handle) else 0
         if self.limits.policy == "priority":
             return dict.fromkeys(costs, sum(costs.values()))
         return {handle: sum(costs[each] for each in costs if each <= handle) for handle in costs}
@@ -388,12 +429,37 @@ class CoreMachine(RuleBasedStateMachine):
 
     def _check_texts(self) -> None:
         for (handle, index), got in self.received.items():
+            if self.requests[handle].beam_params is not None:
+                self._check_hypothesis(handle, index, got)
+                continue
             want = self._truth(self.requests[handle], index)
             assert got == want[: len(got)], f"request {handle}/{index}: {got} is no start of {want}"
             reason = self.reasons.get((handle, index))
             if reason in (FinishReason.STOP, FinishReason.LENGTH):
                 assert got == want
                 assert (reason is FinishReason.STOP) == (want[-1] in STOPS)
+
+    def _check_hypothesis(self, handle: int, index: int, got: list[int]) -> None:
+        """A beam brings nothing, or all that its search was to find at its place."""
+        request = self.requests[handle]
+        assert request.beam_params is not None
+        if (handle, index) not in self.whole:
+            assert not got, "a beam was told before its end"
+            return
+        hypotheses = self.beams.get(handle)
+        if hypotheses is None:
+            room = self.capacity.max_model_len - len(request.prompt_token_ids)
+            hypotheses = self.beams[handle] = expected_beams(
+                request.prompt_token_ids,
+                request.beam_params,
+                max_tokens=min(request.sampling.max_tokens, room),
+                eos=frozenset(STOPS),
+                vocab_size=VOCAB_SIZE,
+            )
+        want = hypotheses[index]
+        assert got == want.token_ids, f"beam {handle}/{index}: {got} instead of {want.token_ids}"
+        assert self.whole[handle, index] == (want.cumulative_logprob, want.score)
+        assert self.reasons[handle, index] is want.reason
 
 
 TestCore = CoreMachine.TestCase

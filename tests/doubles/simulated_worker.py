@@ -7,6 +7,8 @@ so every token after it. `expected_tokens` gives the truth without any block.
 
 from dataclasses import dataclass, field
 
+from quire_scheduler.core.beam_search import BeamParams, BeamSearch, Hypothesis
+
 from quire.wire import SCRATCH_BLOCK
 from quire.wire.plan import SlotAdmission, StepPlan
 from quire.wire.result import StepResult
@@ -39,6 +41,36 @@ def expected_tokens(
             break
         chain = _link(chain, token)
     return outputs
+
+
+def expected_beams(
+    prompt: list[int],
+    params: BeamParams,
+    *,
+    max_tokens: int,
+    eos: frozenset[int],
+    vocab_size: int,
+) -> list[Hypothesis]:
+    """What any correct schedule of a beam search finds, best first."""
+    search = BeamSearch(params, eos)
+    chain = 0
+    for token in prompt:
+        chain = _link(chain, token)
+    chains, outputs = [chain], [list[int]()]
+    num = search.num_candidates
+    while choices := search.choose(
+        outputs, [candidates_after(each, num, vocab_size) for each in chains], max_tokens
+    ):
+        chains = [_link(chains[parent], token) for parent, token in choices]
+        outputs = [[*outputs[parent], token] for parent, token in choices]
+    return search.hypotheses
+
+
+def candidates_after(chain: int, num: int, vocab_size: int) -> list[tuple[int, float]]:
+    """The `num` likeliest next tokens, as a function of everything before them; exact in float32."""
+    first = (_link(chain, 1) >> 20) % vocab_size
+    logprobs = sorted((-((_link(chain, 2 + rank) >> 20) % 512) / 64 for rank in range(num)), reverse=True)
+    return [((first + rank) % vocab_size, logprob) for rank, logprob in enumerate(logprobs)]
 
 
 @dataclass
@@ -82,6 +114,7 @@ class SimulatedWorker:
             self._slots[admission.slot] = Slot(
                 admission, admission.sequence_index, list(admission.token_ids), admission.num_computed_tokens
             )
+        self._choose(plan)
         for slot, kv_group, block in _rows(plan.grants, 3):
             assert kv_group == 0 and 1 <= block <= self._num_blocks
             self._slots[slot].table.append(block)
@@ -93,6 +126,16 @@ class SimulatedWorker:
             forked_slots.append((parent, child))
         assert len(set(plan.scheduled_slots)) == len(plan.scheduled_slots), "a slot is scheduled twice"
         return self._advance(plan, forked_slots)
+
+    def _choose(self, plan: StepPlan) -> None:
+        before = dict(self._slots)
+        parents = {parent for parent, _slot, _token in _rows(plan.choices, 3)}
+        for parent, slot, token in _rows(plan.choices, 3):
+            assert slot == parent or slot not in parents, f"slot {slot} is overwritten and copied from"
+            source = before[parent]
+            assert source.num_computed == len(source.known), f"slot {parent} waits for no choice"
+            self._slots[slot] = source.forked(source.index)
+            self._slots[slot].known.append(token)
 
     def _copy(self, plan: StepPlan) -> None:
         if not plan.copies:
@@ -120,13 +163,27 @@ class SimulatedWorker:
                 self._slots[child].num_computed = state.num_computed
             drawn[row] = self._draw(state)
         drawn += [self._draw(self._slots[child]) for _parent, child in forked_slots]
-        return StepResult(
+        result = StepResult(
             group_id=plan.group_id,
             epoch=plan.epoch,
             step_id=plan.step_id,
             num_tokens=[int(token is not None) for token in drawn],
             token_ids=[token for token in drawn if token is not None],
         )
+        for row, slot in enumerate(plan.scheduled_slots):
+            self._bring_candidates(self._slots[slot], row, result)
+        return result
+
+    def _bring_candidates(self, state: Slot, row: int, result: StepResult) -> None:
+        num = state.admission.num_candidates
+        if not num or state.num_computed < len(state.known):
+            return
+        chain = self._chain_before(state, state.num_computed)
+        result.candidate_rows.append(row)
+        result.candidate_lens.append(num)
+        for token, logprob in candidates_after(chain, num, self._vocab_size):
+            result.candidate_ids.append(token)
+            result.candidate_logprobs.append(logprob)
 
     def _compute_one(self, state: Slot, written: set[tuple[int, int]]) -> None:
         position = state.num_computed
@@ -141,7 +198,7 @@ class SimulatedWorker:
         self._chains[place] = _link(self._chain_before(state, position), state.known[position])
 
     def _draw(self, state: Slot) -> int | None:
-        if state.ended or state.num_computed < len(state.known):
+        if state.ended or state.num_computed < len(state.known) or state.admission.num_candidates:
             return None
         admission = state.admission
         stops = frozenset(admission.stop_token_ids)

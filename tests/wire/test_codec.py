@@ -47,6 +47,7 @@ ADMISSIONS = st.builds(
     presence_penalty=st.floats(-2, 2, width=32),
     frequency_penalty=st.floats(-2, 2, width=32),
     repetition_penalty=st.floats(0.125, 8, width=32),
+    num_candidates=st.integers(0, 100),
     grammar=st.binary(max_size=6),
 )
 ADMISSION = SlotAdmission(
@@ -74,6 +75,7 @@ PLANS = st.lists(st.tuples(INT32, INT32), max_size=5).flatmap(
         traceparent=st.text(max_size=10),
         releases=st.lists(INT32, max_size=3),
         admissions=st.lists(ADMISSIONS, max_size=3),
+        choices=_rows(3),
         grants=_rows(3),
         copies=_rows(5),
         forks=_rows(3),

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from quire_scheduler.core import CoreLimits, GroupCapacity, Request, Sampling, Scheduler
+from quire_scheduler.core import BeamParams, CoreLimits, GroupCapacity, Request, Sampling, Scheduler
 from quire_scheduler.core.event import OwnerEvents, RequestFailure
 from quire_scheduler.core.request import FinishReason, OwnerId
 from quire_scheduler.core.stats import CoreStats
@@ -36,6 +36,9 @@ class Output:
     """Per token: the drawn token and its alternatives."""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    cumulative_logprob: float | None = None
+    """Of a beam, like its score."""
+    score: float | None = None
 
 
 class Driver:
@@ -71,6 +74,7 @@ class Driver:
         self.plans: list[StepPlan] = []
         self.failures: dict[int, RequestFailure] = {}
         """By handle."""
+        self.peak_used_blocks = 0
 
     @classmethod
     def of(cls, loaded: LoadedModel, **options: int) -> "Driver":
@@ -87,6 +91,7 @@ class Driver:
         prompt_token_ids: list[int],
         sampling: Sampling,
         resumed: tuple[tuple[int, list[int]], ...] = (),
+        beam_params: BeamParams | None = None,
     ) -> int:
         """Adds a request; returns its handle."""
         self._handles += 1
@@ -100,6 +105,7 @@ class Driver:
                 prompt_token_ids=prompt_token_ids,
                 sampling=sampling,
                 resumed=resumed,
+                beam_params=beam_params,
             )
         )
         return self._handles
@@ -121,6 +127,7 @@ class Driver:
             self._runner.draw_if_ready()
             assert isinstance(answer, StepResult)
             self._core.apply(answer, 0.0)
+            self.peak_used_blocks = max(self.peak_used_blocks, self.stats.num_used_blocks)
             self._collect()
         assert may_fail or not self.failures, self.failures
         if num_steps == _MAX_STEPS:
@@ -160,6 +167,11 @@ class Driver:
                 ids, values = events.logprob_ids[entry_at:end], events.logprob_values[entry_at:end]
                 output.logprobs.append(dict(zip(ids, values, strict=True)))
                 entry_at = end
+        for row, logprob, score in zip(
+            events.beam_rows, events.beam_logprobs, events.beam_scores, strict=True
+        ):
+            output = self._outputs[events.handles[row], events.indexes[row]]
+            output.cumulative_logprob, output.score = logprob, score
         for at, row in enumerate(events.finished_rows):
             output = self._outputs[events.handles[row], events.indexes[row]]
             assert output.finish_reason is None, "a sequence ended twice"

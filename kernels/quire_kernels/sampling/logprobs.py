@@ -26,6 +26,16 @@ def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor
     return chosen.squeeze(1) - normaliser, rank, top_ids, top_logprobs
 
 
+def likeliest_tokens(logits: Tensor, temperature: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+    """Return ``(ids [S, num_top] int64, logprobs [S, num_top] f32)`` of each row's likeliest tokens, likeliest first.
+
+    ``logits [S, V]`` are divided by ``temperature [S]``, which must be above 0; equal tokens come lowest id first.
+    """
+    wide = logits.float() / temperature.unsqueeze(1)
+    ids = _top_ids(wide, num_top)
+    return ids, wide.log_softmax(dim=1).gather(1, ids)
+
+
 def _top_ids(wide: Tensor, num_top: int) -> Tensor:
     if num_top == 0:
         return torch.empty((wide.shape[0], 0), dtype=torch.int64, device=wide.device)

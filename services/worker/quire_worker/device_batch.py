@@ -40,6 +40,7 @@ _NOTHING = StepColumns(
     token_ids=_NO_INTS,
     token_rows=_NO_INTS,
     num_logprobs=_NO_INTS,
+    num_candidates=_NO_INTS,
     plan_rows=_NO_INTS,
     max_seq_len=0,
 )
@@ -73,6 +74,8 @@ class DeviceBatch:
             records, stops = _admission_records(changes.admissions)
             admit_slots(self.state, self.to_device(records), self.to_device(stops))
             self._count_occurrences(changes.admissions)
+        if changes.choices:
+            self._enter_choices(changes.choices)
         if changes.grants:
             block_at = {(slot, index): block for slot, index, block in changes.grants}
             triples = [(slot, index, block) for (slot, index), block in block_at.items()]
@@ -163,6 +166,14 @@ class DeviceBatch:
         if self._device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _enter_choices(self, choices: list[tuple[int, int, int]]) -> None:
+        copied = [(parent, slot, 0) for parent, slot, _token in choices if parent != slot]
+        if copied:
+            fork_slots(self.state, self.to_device(np.array(copied, dtype=np.int32)))
+        slots = np.array([slot for _parent, slot, _token in choices], dtype=np.int64)
+        tokens = np.array([token for _parent, _slot, token in choices], dtype=np.int32)
+        self.state.last_token[self.to_device(slots)] = self.to_device(tokens)
 
     def _count_occurrences(self, admissions: list[SlotAdmission]) -> None:
         penalised = [admission for admission in admissions if admission.has_penalties]

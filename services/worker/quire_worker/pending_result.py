@@ -30,11 +30,21 @@ class HostLogprobs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostCandidates:
+    """Candidates of the rows that are beams, on their way to the host."""
+
+    rows: list[int]
+    ids: Tensor  # [B, most candidates] int64
+    logprobs: Tensor  # [B, most candidates] float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DrawOutcome:
     """What a draw brings, on its way to the host."""
 
     drawn: Tensor  # [R] int32: -1 where no token was drawn
     logprobs: HostLogprobs | None
+    candidates: HostCandidates | None
     done: "torch.cuda.Event | None"
     """None where the device is the host."""
 
@@ -114,10 +124,22 @@ class PendingResult:
                 for each in failed
             ],
         )
-        logprobs = self.draw().logprobs
-        if logprobs is not None:
-            self._add_logprobs(result, logprobs, drawn, row_of_plan_row.tolist())
+        outcome = self.draw()
+        if outcome.logprobs is not None:
+            self._add_logprobs(result, outcome.logprobs, drawn, row_of_plan_row.tolist())
+        if outcome.candidates is not None:
+            self._add_candidates(result, outcome.candidates)
         return result
+
+    def _add_candidates(self, result: StepResult, columns: HostCandidates) -> None:
+        plan_rows, wanted = self._columns.plan_rows, self._columns.num_candidates
+        rows = zip(columns.rows, columns.ids.tolist(), columns.logprobs.tolist(), strict=True)
+        for row, ids, logprobs in rows:
+            num_candidates = int(wanted[row])
+            result.candidate_rows.append(int(plan_rows[row]))
+            result.candidate_lens.append(num_candidates)
+            result.candidate_ids += ids[:num_candidates]
+            result.candidate_logprobs += logprobs[:num_candidates]
 
     def _add_logprobs(
         self, result: StepResult, columns: HostLogprobs, drawn: list[int], rows: list[int]

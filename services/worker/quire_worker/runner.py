@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from quire_kernels import token_logprobs
+from quire_kernels import likeliest_tokens, token_logprobs
 from torch import Tensor
 
 from quire.wire.plan import NO_LOGPROBS, StepPlan
 from quire_worker.device_step import DeviceStep
-from quire_worker.pending_result import DrawOutcome, HostLogprobs, PendingResult
+from quire_worker.pending_result import DrawOutcome, HostCandidates, HostLogprobs, PendingResult
 from quire_worker.slot_grammar import GrammarRow, SlotGrammars
 from quire_worker.slot_table import SlotTable, StepColumns
 from quire_worker.step_graph import StepGraphs
@@ -110,7 +110,10 @@ class Runner:
             self._step.draw(shape.num_rows)
         drawn = self._step.batch.drawn[: columns.num_rows]
         logprobs = self._logprobs(columns, wanted, logits, drawn) if logits is not None else None
-        return DrawOutcome(drawn=_to_host_async(drawn), logprobs=logprobs, done=self._done())
+        candidates = self._candidates(columns) if columns.num_candidates.any() else None
+        return DrawOutcome(
+            drawn=_to_host_async(drawn), logprobs=logprobs, candidates=candidates, done=self._done()
+        )
 
     def _shape_of(self, columns: StepColumns) -> StepShape:
         if self._shapes is None:
@@ -121,6 +124,14 @@ class Runner:
             is_decode=columns.is_decode,
             max_seq_len=columns.max_seq_len,
         )
+
+    def _candidates(self, columns: StepColumns) -> HostCandidates:
+        """What the beams of a step bring."""
+        rows = np.flatnonzero(columns.num_candidates)
+        logits = self._step.logits(columns.num_rows)[self._index(rows)]
+        temperature = self._step.batch.state.temperature[self._index(columns.slots[rows])]
+        ids, logprobs = likeliest_tokens(logits, temperature, int(columns.num_candidates.max()))
+        return HostCandidates(rows=rows.tolist(), ids=_to_host_async(ids), logprobs=_to_host_async(logprobs))
 
     def _logprobs(
         self, columns: StepColumns, wanted: NDArray[np.int64], logits: Tensor, drawn: Tensor

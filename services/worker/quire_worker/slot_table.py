@@ -26,6 +26,8 @@ class SlotChanges:
 
     releases: list[int]
     admissions: list[SlotAdmission]
+    choices: list[tuple[int, int, int]]
+    """(parent slot, slot, token): the slot becomes as its parent was, and the token its last."""
     grants: list[tuple[int, int, int]]
     """(slot, index in its table, block); of several for one place the last one counts."""
     copies: list[tuple[int, int]]
@@ -50,6 +52,7 @@ class StepColumns:
     token_ids: Ints  # [T]: -1 where the slot's last token on the device is meant
     token_rows: Ints  # [T]
     num_logprobs: Ints  # [R]
+    num_candidates: Ints  # [R]: of rows that bring candidates instead of drawing
     plan_rows: Ints  # [R]: the row of the plan that each row answers
     max_seq_len: int
     """Length of the longest sequence after the step."""
@@ -89,6 +92,7 @@ class SlotTable:
         self._num_computed = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_table_blocks = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, dtype=np.int64)
+        self._num_candidates = np.zeros(max_num_seqs, dtype=np.int64)
         self._is_used = np.zeros(max_num_seqs, dtype=bool)
 
     @property
@@ -106,6 +110,8 @@ class SlotTable:
             self._is_used[self._checked(slot)] = False
         for admission in plan.admissions:
             self._admit(admission)
+        choices = list(zip(*[iter(plan.choices)] * 3, strict=True))
+        self._choose(choices)
         triples = zip(*[iter(plan.grants)] * 3, strict=True)
         grants = [self._grant(slot, kv_group, block) for slot, kv_group, block in triples]
         copies: list[tuple[int, int]] = []
@@ -114,7 +120,12 @@ class SlotTable:
             copies.append((source, destination))
         forks = [self._fork(*triple) for triple in zip(*[iter(plan.forks)] * 3, strict=True)]
         return SlotChanges(
-            releases=plan.releases, admissions=plan.admissions, grants=grants, copies=copies, forks=forks
+            releases=plan.releases,
+            admissions=plan.admissions,
+            choices=choices,
+            grants=grants,
+            copies=copies,
+            forks=forks,
         )
 
     def advance(self, plan: StepPlan, changes: SlotChanges) -> StepColumns:
@@ -128,7 +139,8 @@ class SlotTable:
             slots = slots[plan_rows]
         starts = self._num_computed[slots]
         ends = starts + query_lens
-        draws = ends == self._num_known[slots]
+        reaches_end = ends == self._num_known[slots]
+        draws = reaches_end & (self._num_candidates[slots] == 0)
         query_start_loc = np.zeros(len(slots) + 1, dtype=np.int64)
         np.cumsum(query_lens, out=query_start_loc[1:])
         token_rows = np.repeat(np.arange(len(slots)), query_lens)
@@ -141,6 +153,7 @@ class SlotTable:
             token_ids=self._token_ids(slots, starts, ends, query_start_loc),
             token_rows=token_rows,
             num_logprobs=self._num_logprobs[slots],
+            num_candidates=np.where(reaches_end, self._num_candidates[slots], 0),
             plan_rows=plan_rows,
             max_seq_len=int(ends.max()),
         )
@@ -174,6 +187,7 @@ class SlotTable:
             token_ids=columns.token_ids,
             token_rows=columns.token_rows,
             num_logprobs=np.concatenate((columns.num_logprobs, columns.num_logprobs[parents])),
+            num_candidates=np.concatenate((columns.num_candidates, np.zeros(len(children), np.int64))),
             plan_rows=columns.plan_rows,
             max_seq_len=columns.max_seq_len,
         )
@@ -202,6 +216,26 @@ class SlotTable:
         self._tables[slot] = []
         self._num_table_blocks[slot] = 0
         self._num_logprobs[slot] = admission.num_logprobs
+        if not 0 <= admission.num_candidates <= self._vocab_size:
+            raise PlanError(
+                f"admission with {admission.num_candidates} candidates of {self._vocab_size} tokens"
+            )
+        self._num_candidates[slot] = admission.num_candidates
+
+    def _choose(self, choices: list[tuple[int, int, int]]) -> None:
+        parents = {parent for parent, _slot, _token in choices}
+        for parent, slot, token in choices:
+            known = self._num_known[self._used(parent)]
+            if not self._num_candidates[parent] or self._num_computed[parent] != known:
+                raise PlanError(f"choice for slot {slot}: its parent {parent} waits for none")
+            if not 0 <= token < self._vocab_size:
+                raise PlanError(f"choice of token {token}: the vocabulary size is {self._vocab_size}")
+            if slot != parent:
+                if slot in parents:
+                    raise PlanError(f"choice for slot {slot}, which is another's parent")
+                self._copy_slot(parent, self._checked(slot))
+        for slot in {slot for _parent, slot, _token in choices}:
+            self._num_known[slot] += 1
 
     def _grant(self, slot: int, kv_group: int, block: int) -> tuple[int, int, int]:
         table = self._tables[self._used(slot)]
@@ -226,14 +260,17 @@ class SlotTable:
     def _fork(self, parent: int, child: int, sequence_index: int) -> tuple[int, int, int]:
         if self._is_used[self._checked(child)] or not self._is_used[self._checked(parent)]:
             raise PlanError(f"fork of slot {parent} into {child}: the child is in use or the parent is empty")
+        self._copy_slot(parent, child)
+        return parent, child, sequence_index
+
+    def _copy_slot(self, parent: int, child: int) -> None:
         for column in (
             self._num_given, self._num_known, self._num_computed, self._num_table_blocks, self._num_logprobs,
-            self._is_used,
+            self._num_candidates, self._is_used,
         ):  # fmt: skip
             column[child] = column[parent]
         self._given_tokens[child] = self._given_tokens[parent]
         self._tables[child] = list(self._tables[parent])
-        return parent, child, sequence_index
 
     def _check_schedule(self, slots: Ints, query_lens: Ints) -> None:
         if len(slots) == 0:

@@ -4,6 +4,7 @@ Below this package: no clock, socket, task, tensor library or telemetry. The imp
 """
 
 from quire_scheduler.core.answer import AnswerError, BrokenAnswer, StaleAnswer
+from quire_scheduler.core.beam_search import BeamParams
 from quire_scheduler.core.event import Milestone, MilestoneKind, OwnerEvents, RequestFailure
 from quire_scheduler.core.group import GroupCapacity
 from quire_scheduler.core.request import FinishReason, OwnerId, Request, Sampling, TokenIds, token_ids_of
@@ -12,6 +13,7 @@ from quire_scheduler.core.stats import CoreStats
 
 __all__ = [
     "AnswerError",
+    "BeamParams",
     "BrokenAnswer",
     "CoreLimits",
     "CoreStats",

@@ -5,10 +5,12 @@ meanwhile keeps the token (the step ran before its blocks were granted again); o
 """
 
 from quire.wire.result import StepResult
+from quire_scheduler.core.beam_group import BeamGroup
+from quire_scheduler.core.beam_search import Candidates
 from quire_scheduler.core.event import MilestoneKind, OwnerEvents
 from quire_scheduler.core.group import Group, Step
 from quire_scheduler.core.ledger import Ledger
-from quire_scheduler.core.request import FinishReason, Sequence, Status
+from quire_scheduler.core.request import FinishReason, Request, Sequence, Status
 from quire_scheduler.core.stats import Counters
 
 _INVALID_ARGUMENT = 3
@@ -34,7 +36,9 @@ def apply_answer(group: Group, result: StepResult, ledger: Ledger, counters: Cou
     step = _matching_step(group, result)
     group.in_flight.popleft()
     _fail_rows(step, result, ledger)
-    fault = _enter_rows(group, step, result, ledger)
+    fault = _enter_rows(group, step, result, ledger) or _enter_candidates(
+        group, step, result, ledger, counters
+    )
     if fault:
         raise BrokenAnswer(f"step {result.step_id} of group {result.group_id}: {fault}")
     counters.num_generated_tokens += len(result.token_ids)
@@ -49,12 +53,15 @@ def _matching_step(group: Group, result: StepResult) -> Step:
     step = group.in_flight[0]
     if result.step_id != step.step_id:
         raise BrokenAnswer(f"{where}: step {step.step_id} has no answer yet")
+    if result.candidate_rows and not 0 <= min(result.candidate_rows) <= max(result.candidate_rows) < len(
+        step.rows
+    ):
+        raise BrokenAnswer(f"{where}: candidates of rows {result.candidate_rows} of {len(step.rows)}")
     if len(result.num_tokens) != len(step.rows):
         raise BrokenAnswer(f"{where}: {len(result.num_tokens)} rows for a plan of {len(step.rows)}")
-    if result.token_ids and not (
-        min(result.token_ids) >= 0 and max(result.token_ids) < group.capacity.vocab_size
-    ):
-        raise BrokenAnswer(f"{where}: a token outside the vocabulary of {group.capacity.vocab_size}")
+    for token_ids in (result.token_ids, result.candidate_ids):
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < group.capacity.vocab_size):
+            raise BrokenAnswer(f"{where}: a token outside the vocabulary of {group.capacity.vocab_size}")
     return step
 
 
@@ -91,8 +98,9 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
             sequence.num_computed = computed
             draws = computed == sequence.num_prompt + len(outputs)
             if draws is not (count == 1):
-                fault = f"{sequence} brought {count} tokens where its plan draws {int(draws)}"
-                continue
+                if not draws or sequence.request.beams is None:
+                    fault = f"{sequence} brought {count} tokens where its plan draws {int(draws)}"
+                continue  # a beam brings candidates
             if computed >= sequence.next_offer_len:
                 group.kv.offer_full_blocks(sequence, computed)
         elif count and sequence.num_known == sequence.num_prompt + len(outputs):
@@ -125,6 +133,51 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
         elif sequence.num_prompt + num_outputs + 1 >= sequence.max_len:
             _finish(ledger, events, sequence, FinishReason.LENGTH, 0)
     return fault
+
+
+def _enter_candidates(
+    group: Group, step: Step, result: StepResult, ledger: Ledger, counters: Counters
+) -> str:
+    """Lets each beam search of the step choose; returns what contradicts the plan, or nothing."""
+    if not step.beam_leaders:
+        return ""
+    candidates = _candidates_of(step, result)
+    for leader in step.beam_leaders:
+        beams = leader.request.beams
+        if beams is None or leader.status is not Status.RUNNING:
+            continue  # the search has ended or started over
+        rows = [candidates.get(id(beam), []) for beam in beams.by_place]
+        num_due = beams.search.num_candidates
+        if any(len(row) != num_due for row in rows):
+            return (
+                f"{leader} brought {[len(row) for row in rows]} candidates per beam where {num_due} are due"
+            )
+        for beam in beams.by_place:
+            group.kv.offer_full_blocks(beam, beam.num_computed)
+        counters.num_generated_tokens += _choose(leader.request, beams, rows, ledger)
+    return ""
+
+
+def _choose(request: Request, beams: BeamGroup, rows: list[Candidates], ledger: Ledger) -> int:
+    """Returns how many tokens that brought."""
+    if request.traced and not request.has_answered:
+        request.has_answered = True
+        ledger.note(MilestoneKind.FIRST_TOKEN, request, 1)
+    num_beams = beams.choose(rows)
+    if not num_beams:
+        ledger.finish_beams(request, beams.search.hypotheses)
+    return num_beams or request.sampling.n
+
+
+def _candidates_of(step: Step, result: StepResult) -> dict[int, Candidates]:
+    """(token, log-probability) pairs by the identity of their row's sequence."""
+    pairs = list(zip(result.candidate_ids, result.candidate_logprobs, strict=True))
+    candidates: dict[int, Candidates] = {}
+    at = 0
+    for row, num in zip(result.candidate_rows, result.candidate_lens, strict=True):
+        candidates[id(step.rows[row])] = pairs[at : at + num]
+        at += num
+    return candidates
 
 
 def _finish(ledger: Ledger, events: OwnerEvents, sequence: Sequence, reason: FinishReason, stop: int) -> None:

@@ -43,6 +43,10 @@ class OwnerEvents:
     logprob_ids: list[int] = field(default_factory=list)
     logprob_values: list[float] = field(default_factory=list)
     logprob_ranks: list[int] = field(default_factory=list)
+    beam_rows: list[int] = field(default_factory=list)
+    """Rows that each bring a whole hypothesis of a beam search, beside the two columns below."""
+    beam_logprobs: list[float] = field(default_factory=list)
+    beam_scores: list[float] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
 
     def extend(self, later: "OwnerEvents") -> None:
@@ -50,6 +54,7 @@ class OwnerEvents:
         num_rows = len(self.handles)
         later.finished_rows = [row + num_rows for row in later.finished_rows]
         later.logprob_rows = [row + num_rows for row in later.logprob_rows]
+        later.beam_rows = [row + num_rows for row in later.beam_rows]
         for column in fields(OwnerEvents):
             getattr(self, column.name).extend(getattr(later, column.name))
 

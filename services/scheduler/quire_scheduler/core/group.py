@@ -50,6 +50,8 @@ class Step:
     """Tokens that each row computes; 0 for a forked child, which draws from its parent's logits."""
     named_blocks: list[NamedBlock]
     releases: list[int]
+    beam_leaders: list[Sequence]
+    """Leaders of the beam searches whose candidates this step brings."""
 
 
 class Group:

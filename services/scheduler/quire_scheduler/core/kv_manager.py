@@ -79,6 +79,19 @@ class KVManager:
         sequence.room = len(table) * self.block_size
         return True
 
+    def num_missing_for(self, beams: list[Sequence]) -> int:
+        """Blocks that it takes to write one more token of each, copies of shared tails included."""
+        tails: Counter[BlockId] = Counter()
+        num_new = 0
+        for beam in beams:
+            index = beam.num_scheduled // self.block_size
+            if index < len(beam.block_table):
+                tails[beam.block_table[index]] += 1
+            else:
+                num_new += 1
+        copies = (num - (self.pool.num_holders(block) == num) for block, num in tails.items())
+        return num_new + sum(copies)
+
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Gives the child its parent's table; whoever writes into the shared tail first copies it."""
         for block in parent.block_table:

@@ -7,8 +7,9 @@ writes either. It knows owners and queues, but no plan.
 from collections import Counter
 from collections.abc import Iterable
 
+from quire_scheduler.core.beam_search import Hypothesis
 from quire_scheduler.core.event import Milestone, MilestoneKind, OwnerEvents, RequestFailure
-from quire_scheduler.core.request import FinishReason, OwnerId, Request, Sequence, Status
+from quire_scheduler.core.request import FinishReason, OwnerId, Request, Sequence, Status, token_ids_of
 from quire_scheduler.core.waiting_queue import WaitingQueue
 
 
@@ -100,6 +101,34 @@ class Ledger:
         self._mark_finished(events, row, reason, stop)
         self._retire(sequence)
         self._drop_index(sequence.request, sequence.index)
+
+    def finish_beams(self, request: Request, hypotheses: list[Hypothesis]) -> None:
+        """Ends a beam search: sequence i of the request has been hypothesis i, and all its tokens are told at once."""
+        events = self.events_of(request.owner)
+        for index, hypothesis in enumerate(hypotheses):
+            row = self._add_empty_row(events, request, index, 0)
+            events.num_tokens[row] = len(hypothesis.token_ids)
+            events.token_ids += hypothesis.token_ids
+            events.beam_rows.append(row)
+            events.beam_logprobs.append(hypothesis.cumulative_logprob)
+            events.beam_scores.append(hypothesis.score)
+            sequence = request.live_sequences[index]
+            if sequence is None:
+                self._mark_finished(events, row, hypothesis.reason, 0)
+                request.num_ended_tokens += len(hypothesis.token_ids)
+                self._drop_index(request, index)
+            else:
+                sequence.output_token_ids = token_ids_of(hypothesis.token_ids)
+                self.finish(sequence, hypothesis.reason, row=row)
+
+    def abort_beams(self, request: Request) -> None:
+        """Ends a beam search of which nothing was told."""
+        for index, sequence in list(request.live_sequences.items()):
+            if sequence is None:
+                self.finish_unforked(request, index, FinishReason.ABORT)
+            else:
+                sequence.output_token_ids = token_ids_of(())
+                self.finish(sequence, FinishReason.ABORT)
 
     def finish_unforked(self, request: Request, index: int, reason: FinishReason) -> None:
         """Ends a sequence that was never forked from its leader."""

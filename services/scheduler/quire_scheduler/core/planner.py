@@ -15,11 +15,12 @@ under heavy load, where the backlog lifts it.
 """
 
 from quire.wire.plan import SlotAdmission, StepPlan
+from quire_scheduler.core.beam_group import BeamGroup, put_back
 from quire_scheduler.core.event import MilestoneKind
 from quire_scheduler.core.group import Group, Step
 from quire_scheduler.core.kv_manager import NamedBlock
 from quire_scheduler.core.ledger import Ledger
-from quire_scheduler.core.request import BlockId, Sequence, SlotId, Status
+from quire_scheduler.core.request import BlockId, Sequence, SlotId
 from quire_scheduler.core.stats import Counters
 from quire_scheduler.core.waiting_queue import WaitingQueue
 
@@ -51,6 +52,7 @@ class Planner:
         self._children: list[tuple[Sequence, SlotId]] = []
         self._prefilled: list[Sequence] = []
         self._capped: list[int] = []
+        self._beam_leaders: list[Sequence] = []
         self._spare_tokens = 0
 
     def cut(self) -> StepPlan | None:
@@ -79,7 +81,8 @@ class Planner:
     def _any_decodes(self) -> bool:
         prefilling = self._group.prefilling
         return any(
-            sequence.num_known < sequence.max_len and sequence not in prefilling
+            (sequence.num_known < sequence.max_len or sequence.request.beams is not None)
+            and sequence not in prefilling
             for sequence in self._group.running
         )
 
@@ -100,7 +103,10 @@ class Planner:
                 continue
             known = sequence.num_known
             if known >= sequence.max_len:
-                continue  # its last token is in flight or here: never plan past a foreseeable end
+                # Its last token is in flight or here: never plan past a foreseeable end. Or it is a beam.
+                if sequence.request.beams is not None:
+                    self._advance_beams(sequence, sequence.request.beams)
+                continue
             if known > sequence.room and not self._make_room(sequence, 1):
                 continue
             sequence.num_scheduled = known
@@ -109,6 +115,44 @@ class Planner:
             add_row(sequence)
             add_slot(sequence.slot)
             add_num_tokens(1)
+
+    def _advance_beams(self, sequence: Sequence, beams: BeamGroup) -> None:
+        """All beams of a request move on when the first one's turn comes and a choice waits, or give up together."""
+        if sequence is not beams.leader or not beams.pending or not self._make_room_for_beams(beams):
+            return
+        self._plan.choices += beams.take_pending()
+        self._beam_leaders.append(sequence)
+        for beam in beams.in_order():
+            made_room = self._group.kv.make_room(beam, 1, self._plan)
+            assert made_room, f"{beam} moves on without a block"
+            beam.num_scheduled = beam.num_known
+            beam.num_known += 1
+            beam.num_in_flight += 1
+            self._rows.append(beam)
+            self._plan.scheduled_slots.append(beam.slot)
+            self._plan.scheduled_tokens.append(1)
+
+    def _make_room_for_beams(self, beams: BeamGroup) -> bool:
+        """Blocks for one more token of each beam; False if they had to give up, or will never fit."""
+        group, request = self._group, beams.leader.request
+        num_missing = group.kv.num_missing_for(beams.by_place)
+        while group.kv.pool.num_available < num_missing:
+            victim = group.running[-1]
+            if victim.request is not request:
+                self._preempt(victim)
+            elif group.running[0].request is not request:
+                self._preempt(victim)
+                return False
+            else:
+                self._ledger.fail(
+                    request,
+                    _FAILED_PRECONDITION,
+                    f"beam_width={request.sampling.n} beams of {beams.leader.num_known} tokens do not fit the worker's "
+                    f"{group.capacity.num_blocks} blocks of {group.capacity.block_size} tokens",
+                    field="beam_width",
+                )
+                return False
+        return True
 
     def _advance_prefill(self, sequence: Sequence) -> None:
         num_tokens, capped = self._chunk(sequence, sequence.num_known - sequence.num_scheduled)
@@ -149,6 +193,9 @@ class Planner:
     def _fork_children(self, leader: Sequence) -> None:
         """The prompt is about to be complete: the other sequences of the request start from the same blocks."""
         request = leader.request
+        if request.beams is not None:
+            self._beam_leaders.append(leader)  # beams part with their first choice
+            return
         for index, slot in zip(leader.fork_indexes, leader.fork_slots, strict=True):
             child = Sequence(request, index)
             child.order = (*leader.order[:-1], index)
@@ -195,6 +242,8 @@ class Planner:
         num_cached = len(hits) * group.capacity.block_size
         sequence.num_scheduled = sequence.num_computed = num_cached
         sequence.max_len = min(sequence.max_len, group.capacity.max_model_len)
+        if sequence.request.beams is not None:
+            sequence.request.beams.limit(group.capacity.max_model_len)
         self._counters.num_prefix_hit_tokens += num_cached
         self._counters.num_prefix_query_tokens += sequence.num_known
         self._ledger.note_cached_tokens(sequence)
@@ -255,8 +304,7 @@ class Planner:
             self._preempt(running[-1])
 
     def _preempt(self, victim: Sequence) -> None:
-        self._group.leave(victim, Status.WAITING)
-        self._waiting.push(victim)
+        put_back(self._group, victim, self._waiting)
         self._counters.num_preemptions += 1
 
     def _commit(self) -> StepPlan:
@@ -273,13 +321,14 @@ class Planner:
         if group.in_flight:
             self._counters.num_overlapped_steps += 1
         self._counters.num_steps += 1
-        group.in_flight.append(Step(plan.step_id, self._rows, num_tokens, named, list(plan.releases)))
+        step = Step(plan.step_id, self._rows, num_tokens, named, list(plan.releases), self._beam_leaders)
+        group.in_flight.append(step)
         group.next_step_id += 1
         return plan
 
 
 def _slot_admission(sequence: Sequence) -> SlotAdmission:
-    sampling = sequence.request.sampling
+    sampling, beams = sequence.request.sampling, sequence.request.beams
     return SlotAdmission(
         slot=sequence.slot,
         token_ids=sequence.tokens(0, sequence.num_known),
@@ -293,8 +342,9 @@ def _slot_admission(sequence: Sequence) -> SlotAdmission:
         seed=sampling.seed,
         num_logprobs=sampling.num_logprobs,
         min_len=sequence.num_prompt + sampling.min_tokens,
-        max_len=sequence.max_len,
-        stop_token_ids=sampling.stop_token_ids,
+        max_len=sequence.max_len if beams is None else beams.max_len,
+        stop_token_ids=sampling.stop_token_ids if beams is None else (),
+        num_candidates=0 if beams is None else beams.search.num_candidates,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,

@@ -11,6 +11,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NewType, TypeAlias
 
 if TYPE_CHECKING:
+    from quire_scheduler.core.beam_group import BeamGroup
+    from quire_scheduler.core.beam_search import BeamParams
     from quire_scheduler.core.group import Group
 
 BlockId = NewType("BlockId", int)
@@ -92,6 +94,8 @@ class Request:
     priority: int = 0
     resumed: tuple[tuple[int, list[int]], ...] = ()
     """(sequence index, tokens so far) of each sequence that still lives; empty for a new request."""
+    beam_params: "BeamParams | None" = None
+    """What makes it a beam search, of `sampling.n` beams."""
     cache_salt: bytes = b""
     """Prefixes are shared only among requests of equal salt (tenant, adapter)."""
     traced: bool = False
@@ -101,6 +105,8 @@ class Request:
     """Order of arrival, given by the core."""
     live_sequences: "dict[int, Sequence | None]" = field(default_factory=dict)
     """By index; None for a sequence that will be forked from the leader once the prompt is computed."""
+    beams: "BeamGroup | None" = None
+    """The sequences of a beam search, which are scheduled together."""
     num_failures: int = 0
     """Failed steps in a row that this request was part of without a token in between."""
     num_tokens_at_failure: int = -1
@@ -158,7 +164,8 @@ class Sequence:
         self.index = index
         self.output_token_ids = token_ids_of(output_token_ids)
         self.num_prompt = len(request.prompt_token_ids)
-        self.max_len = self.num_prompt + request.sampling.max_tokens
+        self.max_len = self.num_prompt + request.sampling.max_tokens if request.beam_params is None else 0
+        """Length at which it ends, so that it is never planned to pass it; 0 for a beam, which waits at every length."""
         self.stop_token_ids = frozenset(request.sampling.stop_token_ids)
         self.order: tuple[int, ...] = ()
         self.status = Status.WAITING

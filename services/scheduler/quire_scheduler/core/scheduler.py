@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from quire.wire.plan import StepPlan
 from quire.wire.result import StepResult
 from quire_scheduler.core.answer import StaleAnswer, apply_answer
+from quire_scheduler.core.beam_group import BeamGroup, put_back
 from quire_scheduler.core.event import Milestone, OwnerEvents
 from quire_scheduler.core.group import Group, GroupCapacity, Step, unique_sequences
 from quire_scheduler.core.ledger import Ledger
@@ -117,6 +118,8 @@ class Scheduler:
             return False
         if code:
             self._ledger.fail(request, code, message)
+        elif request.beams is not None:
+            self._ledger.abort_beams(request)  # no beam can be spared: the others depend on what it brings
         elif index is None:
             for live_index in list(request.live_sequences):
                 self._abort_index(request, live_index)
@@ -217,6 +220,9 @@ class Scheduler:
         counters = self._counters
         return CoreStats(
             num_running=sum(len(group.running) for group in groups),
+            num_running_beams=sum(
+                sequence.request.beams is not None for group in groups for sequence in group.running
+            ),
             num_waiting=len(self._waiting),
             num_requests=len(self._ledger),
             num_total_blocks=sum(group.kv.pool.num_blocks for group in groups),
@@ -258,6 +264,8 @@ class Scheduler:
         leader = Sequence(request, 0)
         leader.fork_indexes = list(range(1, request.sampling.n))
         request.live_sequences = {0: leader, **dict.fromkeys(leader.fork_indexes)}
+        if request.beam_params is not None:
+            request.beams = BeamGroup(request, leader)
         self._enqueue(leader)
 
     def _enqueue_resumed(self, request: Request) -> None:
@@ -309,8 +317,7 @@ class Scheduler:
         affected = unique_sequences(voided)
         for sequence in [*group.running] if everything else affected:
             if sequence.status is Status.RUNNING:
-                group.leave(sequence, Status.WAITING)
-                self._waiting.push(sequence)
+                put_back(group, sequence, self._waiting)
         for sequence in affected:
             if sequence.status is Status.WAITING:
                 sequence.num_known = sequence.num_confirmed

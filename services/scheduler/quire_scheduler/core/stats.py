@@ -22,6 +22,7 @@ class CoreStats:
     """One moment, summed over worker groups; the fields are those of quire.v1.GetStatsResponse."""
 
     num_running: int
+    num_running_beams: int
     num_waiting: int
     num_requests: int
     num_total_blocks: int
