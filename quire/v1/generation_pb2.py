@@ -22,37 +22,38 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from quire.v1 import beam_search_pb2 as quire_dot_v1_dot_beam__search__pb2
 from quire.v1 import sampling_pb2 as quire_dot_v1_dot_sampling__pb2
 from quire.v1 import tokenizer_pb2 as quire_dot_v1_dot_tokenizer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19quire/v1/generation.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\x1a\x18quire/v1/tokenizer.proto\"\x93\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x12.quire.v1.TokenIdsH\x00\x12$\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x14.quire.v1.ChatPromptH\x00\x12\x31\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x11\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x1f\n\x17return_prompt_token_ids\x18\t \x01(\x08\x42\x08\n\x06prompt\"\xbe\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07outputs\x18\x02 \x03(\x0b\x32\x19.quire.v1.CompletionDelta\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.quire.v1.Usage\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x30\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x17.quire.v1.TokenLogprobs\"\xda\x01\n\x0f\x43ompletionDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.quire.v1.TokenLogprobs\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x06 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x42\r\n\x0bstop_reason\"8\n\rTokenLogprobs\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.quire.v1.TokenLogprob\"M\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.quire.v1.ModelCard\"=\n\tModelCard\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\r\n\x05ready\x18\x03 \x01(\x08*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xa1\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.quire.v1.GenerateRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12G\n\nListModels\x12\x1b.quire.v1.ListModelsRequest\x1a\x1c.quire.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19quire/v1/generation.proto\x12\x08quire.v1\x1a\x1aquire/v1/beam_search.proto\x1a\x17quire/v1/sampling.proto\x1a\x18quire/v1/tokenizer.proto\"\xcb\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x12.quire.v1.TokenIdsH\x00\x12$\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x14.quire.v1.ChatPromptH\x00\x12\x31\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x11\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x1f\n\x17return_prompt_token_ids\x18\t \x01(\x08\x12\x36\n\x12\x62\x65\x61m_search_params\x18\n \x01(\x0b\x32\x1a.quire.v1.BeamSearchParamsB\x08\n\x06prompt\"\xbe\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07outputs\x18\x02 \x03(\x0b\x32\x19.quire.v1.CompletionDelta\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.quire.v1.Usage\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x30\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x17.quire.v1.TokenLogprobs\"\xb0\x02\n\x0f\x43ompletionDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.quire.v1.TokenLogprobs\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x06 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x1f\n\x12\x63umulative_logprob\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05score\x18\t \x01(\x02H\x02\x88\x01\x01\x42\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprobB\x08\n\x06_score\"8\n\rTokenLogprobs\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.quire.v1.TokenLogprob\"M\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.quire.v1.ModelCard\"=\n\tModelCard\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\r\n\x05ready\x18\x03 \x01(\x08*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xa1\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.quire.v1.GenerateRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12G\n\nListModels\x12\x1b.quire.v1.ListModelsRequest\x1a\x1c.quire.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1145
-  _globals['_FINISHREASON']._serialized_end=1290
-  _globals['_GENERATEREQUEST']._serialized_start=91
-  _globals['_GENERATEREQUEST']._serialized_end=366
-  _globals['_GENERATERESPONSE']._serialized_start=369
-  _globals['_GENERATERESPONSE']._serialized_end=559
-  _globals['_COMPLETIONDELTA']._serialized_start=562
-  _globals['_COMPLETIONDELTA']._serialized_end=780
-  _globals['_TOKENLOGPROBS']._serialized_start=782
-  _globals['_TOKENLOGPROBS']._serialized_end=838
-  _globals['_TOKENLOGPROB']._serialized_start=840
-  _globals['_TOKENLOGPROB']._serialized_end=917
-  _globals['_USAGE']._serialized_start=919
-  _globals['_USAGE']._serialized_end=999
-  _globals['_LISTMODELSREQUEST']._serialized_start=1001
-  _globals['_LISTMODELSREQUEST']._serialized_end=1020
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1022
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1079
-  _globals['_MODELCARD']._serialized_start=1081
-  _globals['_MODELCARD']._serialized_end=1142
-  _globals['_GENERATIONSERVICE']._serialized_start=1293
-  _globals['_GENERATIONSERVICE']._serialized_end=1454
+  _globals['_FINISHREASON']._serialized_start=1315
+  _globals['_FINISHREASON']._serialized_end=1460
+  _globals['_GENERATEREQUEST']._serialized_start=119
+  _globals['_GENERATEREQUEST']._serialized_end=450
+  _globals['_GENERATERESPONSE']._serialized_start=453
+  _globals['_GENERATERESPONSE']._serialized_end=643
+  _globals['_COMPLETIONDELTA']._serialized_start=646
+  _globals['_COMPLETIONDELTA']._serialized_end=950
+  _globals['_TOKENLOGPROBS']._serialized_start=952
+  _globals['_TOKENLOGPROBS']._serialized_end=1008
+  _globals['_TOKENLOGPROB']._serialized_start=1010
+  _globals['_TOKENLOGPROB']._serialized_end=1087
+  _globals['_USAGE']._serialized_start=1089
+  _globals['_USAGE']._serialized_end=1169
+  _globals['_LISTMODELSREQUEST']._serialized_start=1171
+  _globals['_LISTMODELSREQUEST']._serialized_end=1190
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1192
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1249
+  _globals['_MODELCARD']._serialized_start=1251
+  _globals['_MODELCARD']._serialized_end=1312
+  _globals['_GENERATIONSERVICE']._serialized_start=1463
+  _globals['_GENERATIONSERVICE']._serialized_end=1624
 # @@protoc_insertion_point(module_scope)

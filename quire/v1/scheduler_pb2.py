@@ -22,58 +22,59 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from quire.v1 import beam_search_pb2 as quire_dot_v1_dot_beam__search__pb2
 from quire.v1 import generation_pb2 as quire_dot_v1_dot_generation__pb2
 from quire.v1 import sampling_pb2 as quire_dot_v1_dot_sampling__pb2
 from quire.v1 import tokenizer_pb2 as quire_dot_v1_dot_tokenizer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/scheduler.proto\x12\x08quire.v1\x1a\x19quire/v1/generation.proto\x1a\x17quire/v1/sampling.proto\x1a\x18quire/v1/tokenizer.proto\"\x7f\n\rAttachRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.quire.v1.AttachHelloH\x00\x12\'\n\x06submit\x18\x02 \x01(\x0b\x32\x15.quire.v1.SubmitFrameH\x00\x12\x14\n\x0c\x66rame_number\x18\x03 \x01(\x04\x42\x07\n\x05\x66rame\"8\n\x0b\x41ttachHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\"d\n\x0bSubmitFrame\x12\'\n\nadmissions\x18\x01 \x03(\x0b\x32\x13.quire.v1.Admission\x12\x15\n\rabort_handles\x18\x02 \x03(\r\x12\x15\n\rabort_indexes\x18\x03 \x03(\x11\"\xb9\x02\n\tAdmission\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x31\n\x0fsampling_params\x18\x05 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x11\x12*\n\x07resumed\x18\x07 \x03(\x0b\x32\x19.quire.v1.ResumedSequence\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x04\x12\x12\n\nadapter_id\x18\n \x01(\t\x12/\n\x13\x62\x61\x64_words_token_ids\x18\x0b \x03(\x0b\x32\x12.quire.v1.TokenIds\"3\n\x0fResumedSequence\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\xac\x01\n\x0e\x41ttachResponse\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.quire.v1.AttachWelcomeH\x00\x12&\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.quire.v1.TokenFrameH\x00\x12\'\n\x05state\x18\x03 \x01(\x0b\x32\x16.quire.v1.ServingStateH\x00\x12\x14\n\x0c\x66rame_number\x18\x04 \x01(\x04\x42\x07\n\x05\x66rame\"\x80\x01\n\rAttachWelcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x14\n\x0cscheduler_id\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0b\x32\x16.quire.v1.ServingState\x12\x18\n\x10max_num_requests\x18\x04 \x01(\r\"\xc4\x01\n\x0cServingState\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x1a\n\x12served_model_names\x18\x02 \x03(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\r\n\x05model\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\t\"\xa7\x03\n\nTokenFrame\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x0f\n\x07indexes\x18\x03 \x03(\r\x12\x1b\n\x13\x66irst_token_indexes\x18\x04 \x03(\r\x12\x12\n\nnum_tokens\x18\x05 \x03(\r\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\x12\x15\n\rfinished_rows\x18\x07 \x03(\r\x12.\n\x0e\x66inish_reasons\x18\x08 \x03(\x0e\x32\x16.quire.v1.FinishReason\x12\x1f\n\x17stop_token_ids_plus_one\x18\t \x03(\r\x12\x16\n\x0e\x63\x61\x63hed_handles\x18\n \x03(\r\x12\x15\n\rcached_tokens\x18\x0b \x03(\r\x12*\n\x08logprobs\x18\x0c \x01(\x0b\x32\x18.quire.v1.LogprobColumns\x12&\n\x06\x65rrors\x18\r \x03(\x0b\x32\x16.quire.v1.RequestError\x12\x37\n\x0fprompt_logprobs\x18\x0e \x01(\x0b\x32\x1e.quire.v1.PromptLogprobColumns\"]\n\x0eLogprobColumns\x12\x19\n\x11\x65ntries_per_token\x18\x01 \x03(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\r\"\xa1\x01\n\x14PromptLogprobColumns\x12\x0f\n\x07handles\x18\x01 \x03(\r\x12\x17\n\x0f\x66irst_positions\x18\x02 \x03(\r\x12\x12\n\nnum_tokens\x18\x03 \x03(\r\x12\x19\n\x11\x65ntries_per_token\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0e\n\x06values\x18\x06 \x03(\x02\x12\r\n\x05ranks\x18\x07 \x03(\r\"d\n\x0cRequestError\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\x04\"\xe4\x01\n\x1fSchedulerServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x31\n\x0fsampling_params\x18\x04 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12/\n\x13\x62\x61\x64_words_token_ids\x18\x07 \x03(\x0b\x32\x12.quire.v1.TokenIds\"\xb4\x01\n SchedulerServiceGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07outputs\x18\x02 \x03(\x0b\x32\x19.quire.v1.CompletionDelta\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.quire.v1.Usage\x12\x30\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x17.quire.v1.TokenLogprobs\"3\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"$\n\rAbortResponse\x12\x13\n\x0bnum_aborted\x18\x01 \x01(\r\"\x11\n\x0fGetStatsRequest\"\xde\x03\n\x10GetStatsResponse\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x14\n\x0cnum_requests\x18\x03 \x01(\r\x12\x18\n\x10num_total_blocks\x18\x04 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x05 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x06 \x01(\r\x12\x19\n\x11num_cached_blocks\x18\x07 \x01(\r\x12\x11\n\tnum_steps\x18\x08 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\t \x01(\x04\x12\x1d\n\x15num_prefix_hit_tokens\x18\n \x01(\x04\x12\x1f\n\x17num_prefix_query_tokens\x18\x0b \x01(\x04\x12\x1c\n\x14num_generated_tokens\x18\x0c \x01(\x04\x12\x1a\n\x12num_prefill_tokens\x18\r \x01(\x04\x12\x19\n\x11num_worker_groups\x18\x0e \x01(\r\x12\x16\n\x0ekv_waste_ratio\x18\x0f \x01(\x01\x12\x1c\n\x14num_overlapped_steps\x18\x10 \x01(\x04\x12\x18\n\x10num_group_resets\x18\x11 \x01(\x04\x12\x12\n\nblock_size\x18\x12 \x01(\r\"\"\n\x0c\x44rainRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\x04\"&\n\rDrainResponse\x12\x15\n\rnum_remaining\x18\x01 \x01(\r2\xef\x02\n\x10SchedulerService\x12?\n\x06\x41ttach\x12\x17.quire.v1.AttachRequest\x1a\x18.quire.v1.AttachResponse(\x01\x30\x01\x12\x63\n\x08Generate\x12).quire.v1.SchedulerServiceGenerateRequest\x1a*.quire.v1.SchedulerServiceGenerateResponse0\x01\x12\x38\n\x05\x41\x62ort\x12\x16.quire.v1.AbortRequest\x1a\x17.quire.v1.AbortResponse\x12\x41\n\x08GetStats\x12\x19.quire.v1.GetStatsRequest\x1a\x1a.quire.v1.GetStatsResponse\x12\x38\n\x05\x44rain\x12\x16.quire.v1.DrainRequest\x1a\x17.quire.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/scheduler.proto\x12\x08quire.v1\x1a\x1aquire/v1/beam_search.proto\x1a\x19quire/v1/generation.proto\x1a\x17quire/v1/sampling.proto\x1a\x18quire/v1/tokenizer.proto\"\x7f\n\rAttachRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.quire.v1.AttachHelloH\x00\x12\'\n\x06submit\x18\x02 \x01(\x0b\x32\x15.quire.v1.SubmitFrameH\x00\x12\x14\n\x0c\x66rame_number\x18\x03 \x01(\x04\x42\x07\n\x05\x66rame\"8\n\x0b\x41ttachHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\"d\n\x0bSubmitFrame\x12\'\n\nadmissions\x18\x01 \x03(\x0b\x32\x13.quire.v1.Admission\x12\x15\n\rabort_handles\x18\x02 \x03(\r\x12\x15\n\rabort_indexes\x18\x03 \x03(\x11\"\xf1\x02\n\tAdmission\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x31\n\x0fsampling_params\x18\x05 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x11\x12*\n\x07resumed\x18\x07 \x03(\x0b\x32\x19.quire.v1.ResumedSequence\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x04\x12\x12\n\nadapter_id\x18\n \x01(\t\x12/\n\x13\x62\x61\x64_words_token_ids\x18\x0b \x03(\x0b\x32\x12.quire.v1.TokenIds\x12\x36\n\x12\x62\x65\x61m_search_params\x18\x0c \x01(\x0b\x32\x1a.quire.v1.BeamSearchParams\"3\n\x0fResumedSequence\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\xac\x01\n\x0e\x41ttachResponse\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.quire.v1.AttachWelcomeH\x00\x12&\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.quire.v1.TokenFrameH\x00\x12\'\n\x05state\x18\x03 \x01(\x0b\x32\x16.quire.v1.ServingStateH\x00\x12\x14\n\x0c\x66rame_number\x18\x04 \x01(\x04\x42\x07\n\x05\x66rame\"\x80\x01\n\rAttachWelcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x14\n\x0cscheduler_id\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0b\x32\x16.quire.v1.ServingState\x12\x18\n\x10max_num_requests\x18\x04 \x01(\r\"\xc4\x01\n\x0cServingState\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x1a\n\x12served_model_names\x18\x02 \x03(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\r\n\x05model\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\t\"\xe6\x03\n\nTokenFrame\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x0f\n\x07indexes\x18\x03 \x03(\r\x12\x1b\n\x13\x66irst_token_indexes\x18\x04 \x03(\r\x12\x12\n\nnum_tokens\x18\x05 \x03(\r\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\x12\x15\n\rfinished_rows\x18\x07 \x03(\r\x12.\n\x0e\x66inish_reasons\x18\x08 \x03(\x0e\x32\x16.quire.v1.FinishReason\x12\x1f\n\x17stop_token_ids_plus_one\x18\t \x03(\r\x12\x16\n\x0e\x63\x61\x63hed_handles\x18\n \x03(\r\x12\x15\n\rcached_tokens\x18\x0b \x03(\r\x12*\n\x08logprobs\x18\x0c \x01(\x0b\x32\x18.quire.v1.LogprobColumns\x12&\n\x06\x65rrors\x18\r \x03(\x0b\x32\x16.quire.v1.RequestError\x12\x37\n\x0fprompt_logprobs\x18\x0e \x01(\x0b\x32\x1e.quire.v1.PromptLogprobColumns\x12\x11\n\tbeam_rows\x18\x0f \x03(\r\x12\x15\n\rbeam_logprobs\x18\x10 \x03(\x02\x12\x13\n\x0b\x62\x65\x61m_scores\x18\x11 \x03(\x02\"]\n\x0eLogprobColumns\x12\x19\n\x11\x65ntries_per_token\x18\x01 \x03(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\r\"\xa1\x01\n\x14PromptLogprobColumns\x12\x0f\n\x07handles\x18\x01 \x03(\r\x12\x17\n\x0f\x66irst_positions\x18\x02 \x03(\r\x12\x12\n\nnum_tokens\x18\x03 \x03(\r\x12\x19\n\x11\x65ntries_per_token\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0e\n\x06values\x18\x06 \x03(\x02\x12\r\n\x05ranks\x18\x07 \x03(\r\"d\n\x0cRequestError\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\x04\"\x9c\x02\n\x1fSchedulerServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x31\n\x0fsampling_params\x18\x04 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12/\n\x13\x62\x61\x64_words_token_ids\x18\x07 \x03(\x0b\x32\x12.quire.v1.TokenIds\x12\x36\n\x12\x62\x65\x61m_search_params\x18\x08 \x01(\x0b\x32\x1a.quire.v1.BeamSearchParams\"\xb4\x01\n SchedulerServiceGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07outputs\x18\x02 \x03(\x0b\x32\x19.quire.v1.CompletionDelta\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.quire.v1.Usage\x12\x30\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x17.quire.v1.TokenLogprobs\"3\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"$\n\rAbortResponse\x12\x13\n\x0bnum_aborted\x18\x01 \x01(\r\"\x11\n\x0fGetStatsRequest\"\xf9\x03\n\x10GetStatsResponse\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x14\n\x0cnum_requests\x18\x03 \x01(\r\x12\x18\n\x10num_total_blocks\x18\x04 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x05 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x06 \x01(\r\x12\x19\n\x11num_cached_blocks\x18\x07 \x01(\r\x12\x11\n\tnum_steps\x18\x08 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\t \x01(\x04\x12\x1d\n\x15num_prefix_hit_tokens\x18\n \x01(\x04\x12\x1f\n\x17num_prefix_query_tokens\x18\x0b \x01(\x04\x12\x1c\n\x14num_generated_tokens\x18\x0c \x01(\x04\x12\x1a\n\x12num_prefill_tokens\x18\r \x01(\x04\x12\x19\n\x11num_worker_groups\x18\x0e \x01(\r\x12\x16\n\x0ekv_waste_ratio\x18\x0f \x01(\x01\x12\x1c\n\x14num_overlapped_steps\x18\x10 \x01(\x04\x12\x18\n\x10num_group_resets\x18\x11 \x01(\x04\x12\x12\n\nblock_size\x18\x12 \x01(\r\x12\x19\n\x11num_running_beams\x18\x13 \x01(\r\"\"\n\x0c\x44rainRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\x04\"&\n\rDrainResponse\x12\x15\n\rnum_remaining\x18\x01 \x01(\r2\xef\x02\n\x10SchedulerService\x12?\n\x06\x41ttach\x12\x17.quire.v1.AttachRequest\x1a\x18.quire.v1.AttachResponse(\x01\x30\x01\x12\x63\n\x08Generate\x12).quire.v1.SchedulerServiceGenerateRequest\x1a*.quire.v1.SchedulerServiceGenerateResponse0\x01\x12\x38\n\x05\x41\x62ort\x12\x16.quire.v1.AbortRequest\x1a\x17.quire.v1.AbortResponse\x12\x41\n\x08GetStats\x12\x19.quire.v1.GetStatsRequest\x1a\x1a.quire.v1.GetStatsResponse\x12\x38\n\x05\x44rain\x12\x16.quire.v1.DrainRequest\x1a\x17.quire.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTACHREQUEST']._serialized_start=116
-  _globals['_ATTACHREQUEST']._serialized_end=243
-  _globals['_ATTACHHELLO']._serialized_start=245
-  _globals['_ATTACHHELLO']._serialized_end=301
-  _globals['_SUBMITFRAME']._serialized_start=303
-  _globals['_SUBMITFRAME']._serialized_end=403
-  _globals['_ADMISSION']._serialized_start=406
-  _globals['_ADMISSION']._serialized_end=719
-  _globals['_RESUMEDSEQUENCE']._serialized_start=721
-  _globals['_RESUMEDSEQUENCE']._serialized_end=772
-  _globals['_ATTACHRESPONSE']._serialized_start=775
-  _globals['_ATTACHRESPONSE']._serialized_end=947
-  _globals['_ATTACHWELCOME']._serialized_start=950
-  _globals['_ATTACHWELCOME']._serialized_end=1078
-  _globals['_SERVINGSTATE']._serialized_start=1081
-  _globals['_SERVINGSTATE']._serialized_end=1277
-  _globals['_TOKENFRAME']._serialized_start=1280
-  _globals['_TOKENFRAME']._serialized_end=1703
-  _globals['_LOGPROBCOLUMNS']._serialized_start=1705
-  _globals['_LOGPROBCOLUMNS']._serialized_end=1798
-  _globals['_PROMPTLOGPROBCOLUMNS']._serialized_start=1801
-  _globals['_PROMPTLOGPROBCOLUMNS']._serialized_end=1962
-  _globals['_REQUESTERROR']._serialized_start=1964
-  _globals['_REQUESTERROR']._serialized_end=2064
-  _globals['_SCHEDULERSERVICEGENERATEREQUEST']._serialized_start=2067
-  _globals['_SCHEDULERSERVICEGENERATEREQUEST']._serialized_end=2295
-  _globals['_SCHEDULERSERVICEGENERATERESPONSE']._serialized_start=2298
-  _globals['_SCHEDULERSERVICEGENERATERESPONSE']._serialized_end=2478
-  _globals['_ABORTREQUEST']._serialized_start=2480
-  _globals['_ABORTREQUEST']._serialized_end=2531
-  _globals['_ABORTRESPONSE']._serialized_start=2533
-  _globals['_ABORTRESPONSE']._serialized_end=2569
-  _globals['_GETSTATSREQUEST']._serialized_start=2571
-  _globals['_GETSTATSREQUEST']._serialized_end=2588
-  _globals['_GETSTATSRESPONSE']._serialized_start=2591
-  _globals['_GETSTATSRESPONSE']._serialized_end=3069
-  _globals['_DRAINREQUEST']._serialized_start=3071
-  _globals['_DRAINREQUEST']._serialized_end=3105
-  _globals['_DRAINRESPONSE']._serialized_start=3107
-  _globals['_DRAINRESPONSE']._serialized_end=3145
-  _globals['_SCHEDULERSERVICE']._serialized_start=3148
-  _globals['_SCHEDULERSERVICE']._serialized_end=3515
+  _globals['_ATTACHREQUEST']._serialized_start=144
+  _globals['_ATTACHREQUEST']._serialized_end=271
+  _globals['_ATTACHHELLO']._serialized_start=273
+  _globals['_ATTACHHELLO']._serialized_end=329
+  _globals['_SUBMITFRAME']._serialized_start=331
+  _globals['_SUBMITFRAME']._serialized_end=431
+  _globals['_ADMISSION']._serialized_start=434
+  _globals['_ADMISSION']._serialized_end=803
+  _globals['_RESUMEDSEQUENCE']._serialized_start=805
+  _globals['_RESUMEDSEQUENCE']._serialized_end=856
+  _globals['_ATTACHRESPONSE']._serialized_start=859
+  _globals['_ATTACHRESPONSE']._serialized_end=1031
+  _globals['_ATTACHWELCOME']._serialized_start=1034
+  _globals['_ATTACHWELCOME']._serialized_end=1162
+  _globals['_SERVINGSTATE']._serialized_start=1165
+  _globals['_SERVINGSTATE']._serialized_end=1361
+  _globals['_TOKENFRAME']._serialized_start=1364
+  _globals['_TOKENFRAME']._serialized_end=1850
+  _globals['_LOGPROBCOLUMNS']._serialized_start=1852
+  _globals['_LOGPROBCOLUMNS']._serialized_end=1945
+  _globals['_PROMPTLOGPROBCOLUMNS']._serialized_start=1948
+  _globals['_PROMPTLOGPROBCOLUMNS']._serialized_end=2109
+  _globals['_REQUESTERROR']._serialized_start=2111
+  _globals['_REQUESTERROR']._serialized_end=2211
+  _globals['_SCHEDULERSERVICEGENERATEREQUEST']._serialized_start=2214
+  _globals['_SCHEDULERSERVICEGENERATEREQUEST']._serialized_end=2498
+  _globals['_SCHEDULERSERVICEGENERATERESPONSE']._serialized_start=2501
+  _globals['_SCHEDULERSERVICEGENERATERESPONSE']._serialized_end=2681
+  _globals['_ABORTREQUEST']._serialized_start=2683
+  _globals['_ABORTREQUEST']._serialized_end=2734
+  _globals['_ABORTRESPONSE']._serialized_start=2736
+  _globals['_ABORTRESPONSE']._serialized_end=2772
+  _globals['_GETSTATSREQUEST']._serialized_start=2774
+  _globals['_GETSTATSREQUEST']._serialized_end=2791
+  _globals['_GETSTATSRESPONSE']._serialized_start=2794
+  _globals['_GETSTATSRESPONSE']._serialized_end=3299
+  _globals['_DRAINREQUEST']._serialized_start=3301
+  _globals['_DRAINREQUEST']._serialized_end=3335
+  _globals['_DRAINRESPONSE']._serialized_start=3337
+  _globals['_DRAINRESPONSE']._serialized_end=3375
+  _globals['_SCHEDULERSERVICE']._serialized_start=3378
+  _globals['_SCHEDULERSERVICE']._serialized_end=3745
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from quire.v1 import beam_search_pb2 as _beam_search_pb2
 from quire.v1 import generation_pb2 as _generation_pb2
 from quire.v1 import sampling_pb2 as _sampling_pb2
 from quire.v1 import tokenizer_pb2 as _tokenizer_pb2
@@ -38,7 +39,7 @@ class SubmitFrame(_message.Message):
     def __init__(self, admissions: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., abort_handles: _Optional[_Iterable[int]] = ..., abort_indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("handle", "request_id", "tenant", "prompt_token_ids", "sampling_params", "priority", "resumed", "traceparent", "deadline_ms", "adapter_id", "bad_words_token_ids")
+    __slots__ = ("handle", "request_id", "tenant", "prompt_token_ids", "sampling_params", "priority", "resumed", "traceparent", "deadline_ms", "adapter_id", "bad_words_token_ids", "beam_search_params")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +51,7 @@ class Admission(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     BAD_WORDS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    BEAM_SEARCH_PARAMS_FIELD_NUMBER: _ClassVar[int]
     handle: int
     request_id: str
     tenant: str
@@ -61,7 +63,8 @@ class Admission(_message.Message):
     deadline_ms: int
     adapter_id: str
     bad_words_token_ids: _containers.RepeatedCompositeFieldContainer[_tokenizer_pb2.TokenIds]
-    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., traceparent: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., adapter_id: _Optional[str] = ..., bad_words_token_ids: _Optional[_Iterable[_Union[_tokenizer_pb2.TokenIds, _Mapping]]] = ...) -> None: ...
+    beam_search_params: _beam_search_pb2.BeamSearchParams
+    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., traceparent: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., adapter_id: _Optional[str] = ..., bad_words_token_ids: _Optional[_Iterable[_Union[_tokenizer_pb2.TokenIds, _Mapping]]] = ..., beam_search_params: _Optional[_Union[_beam_search_pb2.BeamSearchParams, _Mapping]] = ...) -> None: ...
 
 class ResumedSequence(_message.Message):
     __slots__ = ("index", "token_ids")
@@ -118,7 +121,7 @@ class ServingState(_message.Message):
     def __init__(self, ready: _Optional[bool] = ..., served_model_names: _Optional[_Iterable[str]] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., max_num_seqs: _Optional[int] = ..., draining: _Optional[bool] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class TokenFrame(_message.Message):
-    __slots__ = ("step_id", "handles", "indexes", "first_token_indexes", "num_tokens", "token_ids", "finished_rows", "finish_reasons", "stop_token_ids_plus_one", "cached_handles", "cached_tokens", "logprobs", "errors", "prompt_logprobs")
+    __slots__ = ("step_id", "handles", "indexes", "first_token_indexes", "num_tokens", "token_ids", "finished_rows", "finish_reasons", "stop_token_ids_plus_one", "cached_handles", "cached_tokens", "logprobs", "errors", "prompt_logprobs", "beam_rows", "beam_logprobs", "beam_scores")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     INDEXES_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +136,9 @@ class TokenFrame(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    BEAM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BEAM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    BEAM_SCORES_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     handles: _containers.RepeatedScalarFieldContainer[int]
     indexes: _containers.RepeatedScalarFieldContainer[int]
@@ -147,7 +153,10 @@ class TokenFrame(_message.Message):
     logprobs: LogprobColumns
     errors: _containers.RepeatedCompositeFieldContainer[RequestError]
     prompt_logprobs: PromptLogprobColumns
-    def __init__(self, step_id: _Optional[int] = ..., handles: _Optional[_Iterable[int]] = ..., indexes: _Optional[_Iterable[int]] = ..., first_token_indexes: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finished_rows: _Optional[_Iterable[int]] = ..., finish_reasons: _Optional[_Iterable[_Union[_generation_pb2.FinishReason, str]]] = ..., stop_token_ids_plus_one: _Optional[_Iterable[int]] = ..., cached_handles: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogprobColumns, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RequestError, _Mapping]]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobColumns, _Mapping]] = ...) -> None: ...
+    beam_rows: _containers.RepeatedScalarFieldContainer[int]
+    beam_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    beam_scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, step_id: _Optional[int] = ..., handles: _Optional[_Iterable[int]] = ..., indexes: _Optional[_Iterable[int]] = ..., first_token_indexes: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finished_rows: _Optional[_Iterable[int]] = ..., finish_reasons: _Optional[_Iterable[_Union[_generation_pb2.FinishReason, str]]] = ..., stop_token_ids_plus_one: _Optional[_Iterable[int]] = ..., cached_handles: _Optional[_Iterable[int]] = ..., cached_tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogprobColumns, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RequestError, _Mapping]]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobColumns, _Mapping]] = ..., beam_rows: _Optional[_Iterable[int]] = ..., beam_logprobs: _Optional[_Iterable[float]] = ..., beam_scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LogprobColumns(_message.Message):
     __slots__ = ("entries_per_token", "token_ids", "values", "ranks")
@@ -194,7 +203,7 @@ class RequestError(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class SchedulerServiceGenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_token_ids", "sampling_params", "priority", "tenant", "bad_words_token_ids")
+    __slots__ = ("request_id", "model", "prompt_token_ids", "sampling_params", "priority", "tenant", "bad_words_token_ids", "beam_search_params")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +211,7 @@ class SchedulerServiceGenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BAD_WORDS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    BEAM_SEARCH_PARAMS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -209,7 +219,8 @@ class SchedulerServiceGenerateRequest(_message.Message):
     priority: int
     tenant: str
     bad_words_token_ids: _containers.RepeatedCompositeFieldContainer[_tokenizer_pb2.TokenIds]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., bad_words_token_ids: _Optional[_Iterable[_Union[_tokenizer_pb2.TokenIds, _Mapping]]] = ...) -> None: ...
+    beam_search_params: _beam_search_pb2.BeamSearchParams
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., bad_words_token_ids: _Optional[_Iterable[_Union[_tokenizer_pb2.TokenIds, _Mapping]]] = ..., beam_search_params: _Optional[_Union[_beam_search_pb2.BeamSearchParams, _Mapping]] = ...) -> None: ...
 
 class SchedulerServiceGenerateResponse(_message.Message):
     __slots__ = ("request_id", "outputs", "usage", "prompt_logprobs")
@@ -242,7 +253,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "num_requests", "num_total_blocks", "num_free_blocks", "num_used_blocks", "num_cached_blocks", "num_steps", "num_preemptions", "num_prefix_hit_tokens", "num_prefix_query_tokens", "num_generated_tokens", "num_prefill_tokens", "num_worker_groups", "kv_waste_ratio", "num_overlapped_steps", "num_group_resets", "block_size")
+    __slots__ = ("num_running", "num_waiting", "num_requests", "num_total_blocks", "num_free_blocks", "num_used_blocks", "num_cached_blocks", "num_steps", "num_preemptions", "num_prefix_hit_tokens", "num_prefix_query_tokens", "num_generated_tokens", "num_prefill_tokens", "num_worker_groups", "kv_waste_ratio", "num_overlapped_steps", "num_group_resets", "block_size", "num_running_beams")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +272,7 @@ class GetStatsResponse(_message.Message):
     NUM_OVERLAPPED_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_GROUP_RESETS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_BEAMS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     num_requests: int
@@ -279,7 +291,8 @@ class GetStatsResponse(_message.Message):
     num_overlapped_steps: int
     num_group_resets: int
     block_size: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_total_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_prefill_tokens: _Optional[int] = ..., num_worker_groups: _Optional[int] = ..., kv_waste_ratio: _Optional[float] = ..., num_overlapped_steps: _Optional[int] = ..., num_group_resets: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
+    num_running_beams: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_total_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_prefill_tokens: _Optional[int] = ..., num_worker_groups: _Optional[int] = ..., kv_waste_ratio: _Optional[float] = ..., num_overlapped_steps: _Optional[int] = ..., num_group_resets: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running_beams: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("timeout_ms",)

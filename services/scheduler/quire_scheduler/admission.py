@@ -6,6 +6,7 @@ Every rule names the field, the value and itself. Knows the serving state, but n
 from quire.errors import InvalidRequest, Overloaded, QuireError, Unavailable
 from quire.structured_outputs import MAX_CONSTRAINT_BYTES
 from quire.v1 import sampling_pb2, scheduler_pb2
+from quire_scheduler.beam_admission import beam_search_of
 from quire_scheduler.core import OwnerId, Request, Sampling, TokenIds, token_ids_of
 
 _RETRY_AFTER_MS = 1000
@@ -19,7 +20,11 @@ def build_request(
     """The core's request for an admission. Raises a `QuireError` that names the rule it breaks."""
     _check_state(state)
     prompt = token_ids_of(admission.prompt_token_ids)
-    sampling = _sampling(admission.sampling_params, len(prompt), state)
+    beam_params = None
+    if admission.HasField("beam_search_params"):
+        sampling, beam_params = beam_search_of(admission, state)
+    else:
+        sampling = _sampling(admission.sampling_params, len(prompt), state)
     _check_prompt(prompt, state)
     if len(admission.request_id.encode()) > _MAX_REQUEST_ID_BYTES:
         raise InvalidRequest(
@@ -37,6 +42,7 @@ def build_request(
         sampling=sampling,
         priority=admission.priority,
         resumed=resumed,
+        beam_params=beam_params,
         cache_salt=f"{admission.tenant}\0{admission.adapter_id}".encode(),
     )
 

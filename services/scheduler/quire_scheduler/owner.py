@@ -32,6 +32,9 @@ def token_frame(step_id: int, events: OwnerEvents) -> scheduler_pb2.TokenFrame:
         stop_token_ids_plus_one=events.stop_token_ids_plus_one,
         cached_handles=events.cached_handles,
         cached_tokens=events.cached_tokens,
+        beam_rows=events.beam_rows,
+        beam_logprobs=events.beam_logprobs,
+        beam_scores=events.beam_scores,
     )
     if events.logprob_rows:
         frame.logprobs.entries_per_token.extend(events.entries_per_token())

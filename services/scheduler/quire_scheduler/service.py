@@ -96,9 +96,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         span = self._tracing.start_span("generate", traceparent, is_server=True)
         try:
             admission = self._admission_of(request)
-            client = TokenClient(
-                admission.request_id, len(request.prompt_token_ids), admission.sampling_params.n or 1
-            )
+            n = admission.beam_search_params.beam_width or admission.sampling_params.n or 1
+            client = TokenClient(admission.request_id, len(request.prompt_token_ids), n)
             owner_id = self._loop.add_owner(client)
             try:
                 state = self._registry.serving_state()
@@ -191,7 +190,11 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             sampling_params=request.sampling_params,
             priority=request.priority,
         )
-        if not admission.sampling_params.HasField("seed"):
+        if request.HasField("beam_search_params"):
+            admission.beam_search_params.CopyFrom(request.beam_search_params)
+            if not request.HasField("sampling_params"):
+                admission.ClearField("sampling_params")
+        elif not admission.sampling_params.HasField("seed"):
             admission.sampling_params.seed = secrets.randbits(63)
         return admission
 

@@ -39,6 +39,11 @@ class TokenClient:
                 entry_at += num_entries
             at += count
         self._usage.completion_tokens += at
+        for row, logprob, score in zip(
+            events.beam_rows, events.beam_logprobs, events.beam_scores, strict=True
+        ):
+            delta = self._delta(events.indexes[row])
+            delta.cumulative_logprob, delta.score = logprob, score
         for row, reason, stop in zip(
             events.finished_rows, events.finish_reasons, events.stop_token_ids_plus_one, strict=True
         ):

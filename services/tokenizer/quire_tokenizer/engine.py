@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from quire.beam_search_params import BeamSearchParams
 from quire.errors import InvalidRequest, Overloaded, RequestExists
 from quire.sampling_params import SamplingParams
 from quire.telemetry.attribute import INPUT_TOKENS
@@ -69,6 +70,10 @@ class GenerationEngine:
     ) -> AsyncGenerator[RequestStream, None]:
         """Admits a request for as long as the context lasts; leaving it early aborts the request.
 
+        With `beam_search_params` set, and no `sampling_params`, its stream brings one response: all beams, best first, each
+        with its text, tokens, score and finish reason. A face that has `use_beam_search` builds those by
+        `quire.beam_search_params.BeamSearchParams(beam_width=n, ...).to_proto()`.
+
         Raises a `QuireError` that names the field, the value and the rule.
         """
         call = Call(request=request)
@@ -122,7 +127,10 @@ class GenerationEngine:
     ) -> tuple[SchedulerLink, RequestStream]:
         """Checks and encodes one call; nothing is sent yet."""
         request = call.request
-        params = SamplingParams.from_proto(request.sampling_params)
+        beam_search = _beam_search_params(request)
+        params = (
+            beam_search.text_params() if beam_search else SamplingParams.from_proto(request.sampling_params)
+        )
         if params.structured_outputs is not None:
             await self._grammars.check(params.structured_outputs)
         link = self._router.route(request.model)
@@ -131,6 +139,14 @@ class GenerationEngine:
         with trace.tokenizing(name) as span:
             prompt = await self._prompt_token_ids(call, model, link.state)
             span.set({INPUT_TOKENS: len(prompt)})
+        if beam_search is not None:
+            beam_search = beam_search.resolve(
+                prompt_len=len(prompt),
+                max_model_len=link.state.max_model_len,
+                max_num_seqs=link.state.max_num_seqs,
+                vocab_size=link.state.vocab_size,
+                eos_token_ids=link.state.eos_token_ids,
+            )
         _check_prompt(prompt, params, link.state)
         stream = RequestStream(
             request_id=request.request_id,
@@ -149,6 +165,7 @@ class GenerationEngine:
             eos_token_ids=link.state.eos_token_ids,
             traceparent=trace.traceparent,
             deadline_ms=deadline_ms,
+            beam_search=beam_search,
         )
         trace.follow(stream)
         return link, stream
@@ -180,6 +197,17 @@ class GenerationEngine:
         text = conversation.render(model.codec.chat_template)
         _check_text(text, state.max_model_len, "chat")
         return await model.encoder.encode(text, add_special_tokens=False)
+
+
+def _beam_search_params(request: generation_pb2.GenerateRequest) -> BeamSearchParams | None:
+    if not request.HasField("beam_search_params"):
+        return None
+    if request.HasField("sampling_params"):
+        raise InvalidRequest(
+            "sampling_params: a beam search draws nothing; set it or beam_search_params, not both",
+            field="sampling_params",
+        )
+    return BeamSearchParams.from_proto(request.beam_search_params)
 
 
 def _check_names(request: generation_pb2.GenerateRequest) -> None:

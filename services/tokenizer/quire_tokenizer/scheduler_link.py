@@ -173,6 +173,9 @@ class SchedulerLink:
             outcome = stream.receive(index, first, token_ids[start:at], entries)
             if outcome:
                 self._handle_outcome(outcome, handle, index, stream)
+        for row, logprob, score in zip(frame.beam_rows, frame.beam_logprobs, frame.beam_scores, strict=True):
+            if (stream := streams.get(frame.handles[row])) is not None:
+                stream.note_score(frame.indexes[row], logprob, score)
         for row, reason, stop in zip(
             frame.finished_rows, frame.finish_reasons, frame.stop_token_ids_plus_one, strict=True
         ):

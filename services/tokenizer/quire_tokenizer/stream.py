@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import monotonic, time_ns
 from typing import cast
 
+from quire.beam_search_params import BeamSearchParams
 from quire.errors import QuireError
 from quire.sampling_params import SamplingParams
 from quire.v1 import generation_pb2, scheduler_pb2
@@ -86,12 +87,14 @@ class RequestStream:
         eos_token_ids: Iterable[int] = (),
         traceparent: str = "",
         deadline_ms: int = 0,
+        beam_search: BeamSearchParams | None = None,
     ) -> None:
         self.request_id = request_id
         self.tenant = tenant
         self.model = model
         self._prompt_token_ids = prompt_token_ids
         self._params = params
+        self._beam_search = beam_search
         self._priority = priority
         self._codec = codec
         self._traceparent = traceparent
@@ -151,11 +154,14 @@ class RequestStream:
             request_id=self.request_id,
             tenant=self.tenant,
             prompt_token_ids=self._prompt_token_ids,
-            sampling_params=self._params.to_proto(),
             priority=self._priority,
             traceparent=self._traceparent,
             deadline_ms=self._remaining_ms(),
         )
+        if self._beam_search is not None:
+            admission.beam_search_params.CopyFrom(self._beam_search.to_proto())
+            return admission  # nothing of it comes before its end: it starts over
+        admission.sampling_params.CopyFrom(self._params.to_proto())
         del admission.sampling_params.stop[:]
         if not self.is_fresh:
             for sequence in self._sequences:
@@ -188,6 +194,11 @@ class RequestStream:
                 return "stopped"
         self._wake()
         return ""
+
+    def note_score(self, index: int, cumulative_logprob: float, score: float) -> None:
+        """The sequence is a hypothesis of a beam search; called before it is finished."""
+        delta = self._delta(index)
+        delta.cumulative_logprob, delta.score = cumulative_logprob, score
 
     def finish(self, index: int, reason: int, stop_token_id: int | None) -> None:
         """The scheduler ended a sequence."""
