@@ -4,8 +4,10 @@ A file is a sequence of paragraphs: comment lines, one command, a line of dashes
 
     group [blocks=] [block_size=] [max_num_seqs=] [budget=] [depth=] [policy=] [prefix_caching=] [prefill_cap=]
     add NAME prompt=FIRST..LAST max_tokens= [n=] [priority=] [stop=TOKEN]      a prompt is a range of token ids
+        [beam_width=] [length_penalty=] [early_stopping=]                      of a beam search
     abort NAME [index=]
     plan · answer                    cut one plan; execute the oldest plan in flight and enter its result
+    step                             plan, the block tables as the workers have them in that step, and answer
     fail · reset                     the latest plan was not executed; the group starts over in a new epoch
     state                            blocks, block tables and who waits
 
@@ -13,9 +15,11 @@ Sequences are called NAME/INDEX. Tokens are drawn by the simulated worker, whose
 worker would read. Knows the core's insides only to print them.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
-from quire_scheduler.core import CoreLimits, OwnerEvents
+from quire_scheduler.core import BeamParams, CoreLimits, OwnerEvents
+from quire_scheduler.core.beam_search import EarlyStopping
 from quire_scheduler.core.request import Sequence
 
 from quire.wire.plan import StepPlan
@@ -87,16 +91,35 @@ class _Scenario:
         return self._state()
 
     def _add(
-        self, name: str, *, prompt: str, max_tokens: str, n: str = "1", priority: str = "0", stop: str = ""
+        self,
+        name: str,
+        *,
+        prompt: str,
+        max_tokens: str,
+        n: str = "1",
+        priority: str = "0",
+        stop: str = "",
+        beam_width: str = "",
+        length_penalty: str = "1",
+        early_stopping: str = "no",
     ) -> list[str]:
         first, last = prompt.split("..")
         stops = (int(stop),) if stop else ()
+        beams = None
+        if beam_width:
+            stopping: dict[str, EarlyStopping] = {"no": False, "yes": True, "never": "never"}
+            beams = BeamParams(
+                beam_width=int(beam_width),
+                length_penalty=float(length_penalty),
+                early_stopping=stopping[early_stopping],
+            )
         self._driver.add(
             name,
             list(range(int(first), int(last) + 1)),
             int(max_tokens),
             priority=int(priority),
-            n=int(n),
+            beam_params=beams,
+            n=int(beam_width or n),
             stop_token_ids=stops,
             eos_token_ids=frozenset(stops),
         )
@@ -112,6 +135,24 @@ class _Scenario:
         if plan is None:
             return ["no plan"]
         return [f"step {plan.step_id}", *self._changes(plan), *self._rows(plan)]
+
+    def _step(self) -> list[str]:
+        planned = self._plan()
+        return planned if planned == ["no plan"] else [*planned, *self._tables(), *self._answer()[1:]]
+
+    def _tables(self) -> list[str]:
+        """Each table in short, shared blocks with the number of tables that hold them."""
+        group = self._driver.core._groups[GROUP]
+        held = Counter(block for sequence in group.running for block in sequence.block_table)
+        lines: list[str] = []
+        for sequence in group.running:
+            blocks = [
+                f"{block}x{held[block]}" if held[block] > 1 else str(block) for block in sequence.block_table
+            ]
+            lines.append(
+                f"  table {_name(sequence)}: {' '.join(blocks)}, {sequence.num_scheduled} tokens written"
+            )
+        return [*lines, f"  blocks used: {group.kv.pool.num_used}"]
 
     def _answer(self) -> list[str]:
         step_id = self._driver.sent[0].step_id
@@ -144,6 +185,10 @@ class _Scenario:
         for admission in plan.admissions:
             tokens = f"{len(admission.token_ids)} tokens, {admission.num_computed_tokens} of them cached"
             lines.append(f"  admit {names[admission.slot]} into slot {admission.slot}: {tokens}")
+
+        for parent, slot, token in _triples(plan.choices):
+            source = "" if parent == slot else f", as a copy of {names[parent]}"
+            lines.append(f"  {names[slot]} goes on with token {token}{source}")
         grants: dict[str, list[int]] = {}
         for slot, _, block in _triples(plan.grants):
             grants.setdefault(names[slot], []).append(block)
@@ -173,6 +218,11 @@ class _Scenario:
             tokens = events.token_ids[at : at + count]
             at += count
             lines += [f"  {names[handle]}/{index} token {token}" for token in tokens]
+        for row, logprob, score in zip(
+            events.beam_rows, events.beam_logprobs, events.beam_scores, strict=True
+        ):
+            name = f"{names[events.handles[row]]}/{events.indexes[row]}"
+            lines.append(f"  {name} has log-probability {logprob:.3f} and scores {score:.3f}")
         for row, reason in zip(events.finished_rows, events.finish_reasons, strict=True):
             lines.append(f"  {names[events.handles[row]]}/{events.indexes[row]} ends: {reason.name}")
         lines += [f"  {names[failure.handle]} fails: {failure.message}" for failure in events.failures]
