@@ -202,6 +202,15 @@ def test_logprobs_order_ties_by_id_and_count_ranks_from_one() -> None:
         quire_kernels.token_logprobs(logits, torch.tensor([0, 3]), 5)
 
 
+def test_likeliest_tokens_are_those_under_the_temperature_of_their_row() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [0.5, 0.0, -4.0, 2.0]])
+    temperature = torch.tensor([1.0, 2.0])
+    ids, logprobs = quire_kernels.likeliest_tokens(logits, temperature, 3)
+    assert ids.tolist() == [[1, 2, 0], [3, 0, 1]]
+    expected = (logits / temperature.unsqueeze(1)).log_softmax(dim=1)
+    assert torch.allclose(logprobs, expected.gather(1, ids))
+
+
 def test_columns_of_another_dtype_are_refused_by_name() -> None:
     params = batch_of(2)
     columns = {name: getattr(params, name) for name in SamplingTensors.__dataclass_fields__}

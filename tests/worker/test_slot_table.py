@@ -59,6 +59,8 @@ def _schedule(*pairs: tuple[int, int]) -> dict[str, Any]:
         ({"grants": [0, 0, 0]}, "block 0: this worker has 1 to 10"),
         ({"grants": [0, 0, 11]}, "block 11: this worker has 1 to 10"),
         ({"grants": [0, 0, 3] * 3}, "its table of 4 blocks is full"),
+        ({"choices": [0, 0, 7]}, "its parent 0 waits for none"),
+        ({"choices": [2, 1, 7]}, "slot 2 is empty"),
         ({"copies": [0, 0, 1, 1, 3]}, "does not hold block 1 at 1"),
         ({"copies": [0, 0, 9, 1, 3]}, "does not hold block 1 at 9"),
         ({"copies": [0, 0, -1, 0, 3]}, "does not hold block 0 at -1"),
@@ -108,6 +110,40 @@ def test_chunk_draws_only_at_the_end_of_the_prompt() -> None:
     assert second.token_ids.tolist() == [8, 9]
     assert second.draws.tolist() == [True]
     assert second.logits_rows.tolist() == [1]
+
+
+def _beams() -> SlotTable:
+    """Slot 1 is a beam that has brought the candidates of its prompt of 5, in blocks 3 and 4."""
+    table = _table()
+    plan = _plan(**_admit(num_candidates=4), grants=[1, 0, 3, 1, 0, 4], **_schedule((1, 5)))
+    columns = _step(table, plan)
+    assert (columns.draws.tolist(), columns.num_candidates.tolist()) == ([False], [4])
+    return table
+
+
+def test_beam_waits_for_its_choice_and_hands_its_table_on() -> None:
+    table = _beams()
+    with pytest.raises(PlanError, match="slot 1 is scheduled past the tokens"):
+        _step(table, _plan(**_schedule((1, 1))))
+    plan = _plan(choices=[1, 1, 7, 1, 2, 8], copies=[2, 0, 1, 4, 5], **_schedule((1, 1), (2, 1)))
+    columns = _step(table, plan)
+    assert columns.token_ids.tolist() == [-1, -1]
+    assert columns.num_candidates.tolist() == [4, 4]
+    with pytest.raises(PlanError, match="does not hold block 4 at 1"):
+        table.update(_plan(copies=[2, 0, 1, 4, 6]))
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ([1, 1, 50], "choice of token 50: the vocabulary size is 50"),
+        ([1, 9, 7], "slot 9: this worker has 4"),
+        ([1, 2, 7, 2, 3, 7], "which is another's parent"),
+    ],
+)
+def test_impossible_choice_is_refused(choices: list[int], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        _beams().update(_plan(choices=choices))
 
 
 def test_later_tokens_stay_on_the_device() -> None:
