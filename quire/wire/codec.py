@@ -34,6 +34,10 @@ Buffer = bytes | bytearray | memoryview
 Column = memoryview
 
 
+_NO_COLUMN: Column = memoryview(b"")
+"""What a column that did not travel is read as: most columns of most messages."""
+
+
 class FrameError(ValueError):
     """A message that is not what the step protocol allows."""
 
@@ -86,7 +90,10 @@ class _Reader:
         return cast(list[float], self._take(name, "f", width).tolist())
 
     def _take(self, name: str, code: str, width: int) -> Column:
-        found_code, found_width, column = self._columns.pop(name, (code, width, _view(memoryview(b""), code)))
+        found = self._columns.pop(name, None)
+        if found is None:
+            return _NO_COLUMN
+        found_code, found_width, column = found
         if (found_code, found_width) != (code, width):
             raise FrameError(
                 f"tensor {name!r} has element type {found_code!r} and {found_width} columns, "
