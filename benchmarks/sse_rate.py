@@ -4,9 +4,11 @@
 
 Worker, scheduler, tokenizer and client are processes of their own, those of `stream_rate.py`; its paces are kept. Each
 round runs both faces, one after the other, with a worker that begins so many steps a second, and with one that answers
-at once, in which case what a stream has not sent yet is merged. The client of the events does nothing but count them,
-so that on few cores it takes as little as it can from the server. CPU is that of whole processes, in microseconds per
-token: with the tokenizer process busy all the time, the ratio of its figures is the ratio of the rates.
+at once, in which case what a stream has not sent yet is merged. A pace of fewer than 20 steps a second looks to the
+scheduler like a worker that has lost them, so many streams want --rate 0. Events without text are not sent: what looks
+merged under a pace is text held back until its character is whole. The client of the events does nothing but count
+them, so that on few cores it takes as little as it can from the server. CPU is that of whole processes, in
+microseconds per token: with the tokenizer process busy all the time, the ratio of its figures is that of the rates.
 """
 
 import argparse
@@ -49,7 +51,8 @@ async def measure(options: argparse.Namespace) -> None:
         )
         doors = await front_door(options, scheduler, stack)
         for _ in range(options.rounds):
-            for pace, rate in ((f"{options.rate:,}/s", options.rate), ("at once", 0)):
+            paces = {f"{options.rate:,}/s": options.rate} if options.rate else {}
+            for pace, rate in {**paces, "at once": 0}.items():
                 for face in ("grpc", "http"):
                     load = await _round(options, face, rate / options.num_streams, scheduler, doors)
                     loads.setdefault((face, pace), []).append(load)
@@ -168,7 +171,9 @@ def _parse() -> argparse.Namespace:
         "--num-channels", type=int, default=8, help="Connections of each gRPC client (default: 8)."
     )
     parser.add_argument("--tokenizer-replicas", type=int, default=1)
-    parser.add_argument("--rate", type=int, default=8_000, help="Tokens per second of the paced worker.")
+    parser.add_argument(
+        "--rate", type=int, default=8_000, help="Tokens per second of the paced worker; 0 leaves it out."
+    )
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 

@@ -112,9 +112,13 @@ class Process:
         return times.user + times.system
 
     async def rest(self) -> bytes:
-        """What it prints until it ends."""
+        """What it prints until it ends. Raises `RuntimeError` when it fails."""
         assert self._process.stdout is not None
-        return await self._process.stdout.read()
+        printed = await self._process.stdout.read()
+        if await self._process.wait():
+            self._log.seek(0)
+            raise RuntimeError(f"the {self.name} process failed: {self._log.read().decode()}")
+        return printed
 
 
 async def measure(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from quire.errors import InvalidRequest
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.v1 import generation_pb2
 from quire_tokenizer.openai.constraint import ResponseFormat, constraint_of
 
@@ -102,7 +102,8 @@ class Body(BaseModel):
             for name, value in self.__dict__.items()
             if name in _SAMPLING_FIELDS and (value is not None or name in _MODELS_OWN)
         }
-        values |= {"structured_outputs": constraint_of(self), **sampling}
+        kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
+        values |= {"structured_outputs": constraint_of(self), "output_kind": kind, **sampling}
         return generation_pb2.GenerateRequest(
             model=self.model, sampling_params=SamplingParams(**values).to_proto(), priority=self.priority
         )
