@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from quire.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
+from quire.v1 import beam_search_pb2, generation_pb2, generation_pb2_grpc, sampling_pb2
 from tests.ship.served import Served, running_stack
 
 _MODEL = "quire-shakespeare"
@@ -116,6 +116,21 @@ def test_n_and_best_of_show_the_likeliest_of_what_is_drawn(client: openai.OpenAI
     ]
     assert best.usage is not None
     assert best.usage.completion_tokens == 40
+
+
+def test_beams_are_those_of_the_grpc_face_best_first(client: openai.OpenAI, served: Served) -> None:
+    beams = beam_search_pb2.BeamSearchParams(beam_width=3, max_tokens=8, length_penalty=0.5)
+    request = generation_pb2.GenerateRequest(text=_PROMPT, beam_search_params=beams)
+    with grpc.insecure_channel(served.address) as channel:
+        responses = list(generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=30))
+    expected = {delta.index: delta.text for response in responses for delta in response.outputs}
+    extra = {"use_beam_search": True, "length_penalty": 0.5}
+    body = {"model": _MODEL, "prompt": _PROMPT, "n": 3, "max_tokens": 8}
+    answer = client.completions.create(**body, extra_body=extra)
+    assert [choice.text for choice in answer.choices] == [expected[index] for index in range(3)]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(**body, top_p=0.5, extra_body=extra)
+    assert refused.value.param == "top_p"
 
 
 def test_logprobs_of_a_completion_stand_beside_their_tokens(client: openai.OpenAI) -> None:

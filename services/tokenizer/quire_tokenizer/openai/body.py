@@ -4,11 +4,13 @@ Checks types alone; values are checked where all faces have theirs checked, in `
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from quire.beam_search_params import BeamSearchParams
 from quire.errors import InvalidRequest
 from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.v1 import generation_pb2
@@ -20,6 +22,7 @@ Text = Annotated[str, Field(strict=True)]
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 _SAMPLING_FIELDS = frozenset(each.name for each in fields(SamplingParams))
+_BEAM_FIELDS = frozenset(each.name for each in fields(BeamSearchParams))
 _MODELS_OWN = frozenset(("temperature", "top_p", "top_k", "min_p", "repetition_penalty"))
 """Unset, these take what the model was made for."""
 
@@ -70,6 +73,9 @@ class Body(BaseModel):
     guided_choice: list[Text] | None = None
     guided_grammar: Text | None = None
     use_beam_search: bool = False
+    """Searches for the n likeliest continuations instead of drawing n."""
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     request_id: Text | None = None
     user: str | None = None
@@ -93,10 +99,14 @@ class Body(BaseModel):
 
     def generate_request(self, **sampling: Any) -> generation_pb2.GenerateRequest:
         """The request but for its prompt; `sampling` are further parameters. Raises `InvalidRequest`."""
+        request = generation_pb2.GenerateRequest(model=self.model, priority=self.priority)
         if self.use_beam_search:
-            raise InvalidRequest(
-                "use_beam_search=true: not built yet: beam search over HTTP", field="use_beam_search"
-            )
+            request.beam_search_params.CopyFrom(self._beam_search_params(sampling).to_proto())
+        else:
+            request.sampling_params.CopyFrom(self._sampling_params(sampling).to_proto())
+        return request
+
+    def _sampling_params(self, sampling: Mapping[str, Any]) -> SamplingParams:
         values: dict[str, Any] = {
             name: value
             for name, value in self.__dict__.items()
@@ -104,6 +114,25 @@ class Body(BaseModel):
         }
         kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         values |= {"structured_outputs": constraint_of(self), "output_kind": kind, **sampling}
-        return generation_pb2.GenerateRequest(
-            model=self.model, sampling_params=SamplingParams(**values).to_proto(), priority=self.priority
-        )
+        return SamplingParams(**values)
+
+    def _beam_search_params(self, sampling: Mapping[str, Any]) -> BeamSearchParams:
+        """Raises `InvalidRequest` for what a search, which draws nothing, would have to ignore."""
+        given = {name: value for name, value in self._given().items() if name in _SAMPLING_FIELDS}
+        given |= {name: value for name, value in sampling.items() if value is not None}
+        width = given.pop("n", 1)
+        if constraint_of(self) is not None:
+            given["structured_outputs"] = "set"
+        for name, value in given.items():
+            if name not in _BEAM_FIELDS:
+                raise InvalidRequest(f"{name}={value}: has no meaning for use_beam_search=true", field=name)
+        values = {name: value for name, value in self._given().items() if name in _BEAM_FIELDS}
+        return BeamSearchParams(beam_width=width, **{**values, **given})
+
+    def _given(self) -> dict[str, Any]:
+        """What the client said."""
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name in self.model_fields_set and value is not None
+        }
