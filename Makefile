@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(wildcard protos/quire/v1/*.proto)
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help run test check protos bench bench-gpu load clean
+.PHONY: help run test clients check protos bench bench-gpu load clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -16,6 +16,10 @@ run:  ## set up, serve the shipped model and stream a sample
 test:  ## set up and run the tests
 	@$(PYTHON) deploy/bootstrap.py test
 	@$(BIN)/python -m pytest $(ARGS)
+
+clients:  ## set up clients of other projects (LangChain, LiteLLM's proxy, Node) and run them against a live stack
+	@$(PYTHON) deploy/bootstrap.py clients
+	@$(BIN)/python -m pytest tests/clients $(ARGS)
 
 check:  ## formatting, lint, types, import rules and contracts
 	@$(PYTHON) deploy/bootstrap.py check
@@ -46,4 +50,4 @@ load:  ## ab, wrk and Locust, each once against the shipped model; says which of
 	@$(BIN)/python -m pytest -s tests/bench/test_load_tools.py $(ARGS)
 
 clean:  ## remove what was installed and built
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-litellm build dist .pytest_cache .ruff_cache .hypothesis

@@ -16,11 +16,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+LITELLM_VENV = ROOT / ".venv-litellm"
+LITELLM_PINS = "tests/clients/litellm.txt"
 SUPPORTED = ((3, 11), (3, 12))
 EXTRAS = {
     "all": "the three services (about 1 GB on disk with a CPU build of torch, several with a CUDA build)",
     "test": "the three services, transformers and the test tools (about 1.5 GB on disk with a CPU build of torch)",
     "check": "the services, the test tools and the linters (about 2 GB on disk with a CPU build of torch)",
+    "clients": "the test tools and clients of other projects (LiteLLM's proxy is 0.8 GB more, in .venv-litellm)",
 }
 
 _SHOWN_WORDS = ("Collecting", "Downloading", "Installing")
@@ -55,7 +58,7 @@ def missing_parts(
 def stamp_of(extra: str) -> str:
     """Changes when what has to be installed changes."""
     digest = hashlib.sha256(extra.encode())
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in ("pyproject.toml", "constraints.txt", *([LITELLM_PINS] if extra == "clients" else [])):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
@@ -78,6 +81,8 @@ def main() -> None:
     if missing:
         sys.exit("bootstrap: cannot set up:\n" + "\n".join(f"  * {part}" for part in missing))
     _install(extra)
+    if extra == "clients":
+        _install_litellm()
     stamp_file.write_text(stamp_of(extra))
 
 
@@ -104,6 +109,15 @@ def _install(extra: str) -> None:
         _pip("install", torch_pin, "-c", "constraints.txt")
     _pip("install", "-c", "constraints.txt", "-e", f".[{extra}]")
     print("Set up.", flush=True)
+
+
+def _install_litellm() -> None:
+    """LiteLLM's proxy demands other versions than ours of what both need."""
+    if not (LITELLM_VENV / "bin" / "python").exists():
+        print(f"Making {LITELLM_VENV}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(LITELLM_VENV)], check=True)
+    python = str(LITELLM_VENV / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", LITELLM_PINS], cwd=ROOT, check=True)
 
 
 def _has_torch() -> bool:
