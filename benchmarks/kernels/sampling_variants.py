@@ -7,7 +7,7 @@ the type that the projection writes. "flat" logits are those of random weights, 
 from dataclasses import replace
 
 import torch
-from quire_kernels import OccurrenceTable, Penalties, SamplingTensors, sample, token_logprobs
+from quire_kernels import BiasTable, OccurrenceTable, Penalties, SamplingTensors, sample, token_logprobs
 from quire_kernels.sampling import reference
 from torch import Tensor
 
@@ -61,6 +61,7 @@ def penalised_slots() -> Penalties:
         frequency=column(0.2),
         presence=column(0.1),
         occurrences=table,
+        biases=BiasTable(ROWS, VOCAB, torch.device("cuda")),
     )
 
 

@@ -28,11 +28,13 @@ from quire_kernels.dispatch import (
     silu_and_mul,
     token_logprobs,
 )
+from quire_kernels.sampling.bias import BiasTable, TokenBias
 from quire_kernels.sampling.occurrence import OccurrenceTable
 from quire_kernels.sampling.params import Penalties, SamplingTensors
 from quire_kernels.slots.state import SlotState, StepRows, StepTensors, allocate_slot_state
 
 __all__ = [
+    "BiasTable",
     "OccurrenceTable",
     "Penalties",
     "PrefillSchedule",
@@ -40,6 +42,7 @@ __all__ = [
     "SlotState",
     "StepRows",
     "StepTensors",
+    "TokenBias",
     "admit_slots",
     "advance_slots",
     "allocate_slot_state",

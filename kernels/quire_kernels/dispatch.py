@@ -268,15 +268,14 @@ def sample(
 ) -> Tensor:
     """Draw as `sampling.reference` does, after the ``penalties``, for rows of ``draws`` (int32 ``[R]``) that are not 0.
 
-    The tokens of other rows are 0 on a GPU, where they cost nothing, and mean nothing anywhere. What is drawn is added
-    to the occurrences of the row's slot. On a GPU the launches depend on shapes alone.
+    The tokens of other rows are 0 on a GPU, where they cost nothing, and mean nothing anywhere. What is drawn is entered
+    into the occurrences and the forbidden words of the row's slot. On a GPU the launches depend on shapes alone.
     """
     if _runs_triton(logits):
         from quire_kernels.sampling.gumbel import sample_gumbel
 
         return sample_gumbel(logits, params, draws, penalties)
-    if penalties is not None and not penalties.occurrences:
-        penalties = None
+    penalties = penalties or None
     if penalties is not None:
         logits = sampling_reference.penalise(logits, penalties)
     sampler = sampling_cpu if logits.device.type == "cpu" else sampling_reference
@@ -286,6 +285,7 @@ def sample(
         for slot, token, draw in zip(penalties.slots.tolist(), tokens.tolist(), drawing, strict=True):
             if draw:
                 penalties.occurrences.count(slot, token)
+                penalties.biases.note_drawn(slot, token)
     return tokens
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from quire_kernels.sampling.bias import BiasTable
 from quire_kernels.sampling.gumbel import sample_gumbel
 from quire_kernels.sampling.occurrence import OccurrenceTable, count_tokens
 from quire_kernels.sampling.occurrence_rows import copy_rows, reset_rows
@@ -80,6 +81,7 @@ def penalties_of(slots: list[int], table: OccurrenceTable) -> Penalties:
         frequency=column([0.7, 0.0, -0.5]),
         presence=column([0.4, -1.1, 0.0, 0.0, 1.5]),
         occurrences=table,
+        biases=BiasTable(num_slots, table.vocab_size, DEVICE),
     )
 
 

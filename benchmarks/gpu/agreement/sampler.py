@@ -3,6 +3,7 @@
 import torch
 from quire_kernels import SamplingTensors, sample
 from quire_kernels.sampling import reference
+from quire_kernels.sampling.bias import BiasTable
 from quire_kernels.sampling.occurrence import OccurrenceTable
 from quire_kernels.sampling.params import Penalties
 from torch import Tensor
@@ -51,6 +52,7 @@ def _penalties(vocab_size: int, seen: list[list[int]], device: str) -> Penalties
         frequency=torch.tensor([0.7, 0.0, -0.5, 0.1], device=device)[rows % 4],
         presence=torch.tensor([0.4, -1.1, 0.0, 0.0, 1.5], device=device)[rows % 5],
         occurrences=table,
+        biases=BiasTable(_NUM_ROWS, vocab_size, torch.device(device)),
     )
 
 

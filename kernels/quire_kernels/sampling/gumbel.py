@@ -92,11 +92,13 @@ def sample_gumbel(
 
 def _penalty_columns(penalties: Penalties | None, unused: Tensor) -> tuple[Tensor, ...]:
     if penalties is None:
-        return (unused,) * 5
+        return (unused,) * 7
     return (
         penalties.slots,
         penalties.repetition,
         penalties.frequency,
         penalties.presence,
         penalties.occurrences.addresses,
+        penalties.biases.rows,
+        penalties.biases.words,
     )

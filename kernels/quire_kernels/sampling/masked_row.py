@@ -9,6 +9,7 @@ nucleus of thousands of tokens) the program searches the whole row instead: righ
 import triton
 import triton.language as tl
 
+from quire_kernels.sampling.bias_rows import note_drawn
 from quire_kernels.sampling.search import (
     LOG2_E,
     count_occurrence,
@@ -92,6 +93,7 @@ def _draw_from_row(
     row_seed,
     row_position,
     row_sequence,
+    bias,
     occurrences,
     repetition,
     frequency,
@@ -104,7 +106,9 @@ def _draw_from_row(
     for start in range(0, tl.cdiv(vocab_size, 4), GROUPS):
         group = start + tl.arange(0, GROUPS)
         token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
-        values = load_logits(row, token, vocab_size, occurrences, repetition, frequency, presence, PENALISED)
+        values = load_logits(
+            row, token, vocab_size, bias, occurrences, repetition, frequency, presence, PENALISED
+        )
         values *= inverse_temperature
         noise = gumbel_noise_of_groups(group, row_seed, row_position, row_sequence)
         scores = tl.where((values >= threshold) & (token < vocab_size), values + noise, -float("inf"))
@@ -131,6 +135,8 @@ def sample_rows_kernel(
     frequency,
     presence,
     addresses,
+    biases,
+    words,
     best_scores,
     best_tokens,
     chunk_maxima,
@@ -164,8 +170,8 @@ def sample_rows_kernel(
     p = tl.load(top_p + index)
     share = tl.load(min_p + index)
     limited = ((k > 0) & (k < vocab_size)) | (p < 1.0) | (share > 0.0)
-    address, repeated, frequent, present = penalties_of_row(
-        index, slots, repetition, frequency, presence, addresses, PENALISED
+    bias, address, repeated, frequent, present = penalties_of_row(
+        index, slots, repetition, frequency, presence, addresses, biases, PENALISED
     )
     token = tl.full([], -1, tl.int32)
     if (heat == 0.0) | (limited == 0):
@@ -205,7 +211,7 @@ def sample_rows_kernel(
                 candidate = again[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
                 candidate = tl.where((at < num_selected)[:, None], candidate, -1)
                 values = load_logits(
-                    row, candidate, vocab_size, address, repeated, frequent, present, PENALISED
+                    row, candidate, vocab_size, bias, address, repeated, frequent, present, PENALISED
                 )
                 values *= inverse
                 keeps = (values >= bound) & (values > -float("inf"))
@@ -237,16 +243,17 @@ def sample_rows_kernel(
         if token < 0:
             bits = BITS
             if PENALISED:
-                bits = tl.where(address != 0, 32, BITS)
+                bits = tl.where((address != 0) | (bias != 0), 32, BITS)
             threshold = row_threshold(
                 row, vocab_size, k, p, floor, bits, inverse, highest,
-                address, repeated, frequent, present, PENALISED, SEARCH_TILE,
+                bias, address, repeated, frequent, present, PENALISED, SEARCH_TILE,
             )  # fmt: skip
             token = _draw_from_row(
                 row, vocab_size, threshold, inverse, row_seed, row_position, row_sequence,
-                address, repeated, frequent, present, SEARCH_TILE // 4, PENALISED,
+                bias, address, repeated, frequent, present, SEARCH_TILE // 4, PENALISED,
             )  # fmt: skip
     token = tl.minimum(token, vocab_size - 1)
     tl.store(tokens + index, token.to(tl.int64))
     if PENALISED:
         count_occurrence(address, token)
+        note_drawn(tl.load(words + tl.load(slots + index)), bias, token)

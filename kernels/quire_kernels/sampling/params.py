@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from quire_kernels.sampling.bias import BiasTable
 from quire_kernels.sampling.occurrence import OccurrenceTable
 
 _DTYPES = {
@@ -56,8 +57,8 @@ class SamplingTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class Penalties:
-    """What weighs down tokens that a row's sequence has seen; read through the row's slot, only where it has a row of
-    occurrences.
+    """What changes the logits of a row's draw: biases, and what weighs down tokens that its sequence has seen. Read
+    through the row's slot, each only where the slot has a row of it.
     """
 
     slots: Tensor  # [R] int32: the slot of each row that draws
@@ -67,3 +68,8 @@ class Penalties:
     frequency: Tensor  # [N] float32: taken off once per draw of the token
     presence: Tensor  # [N] float32: taken off once a token has been drawn
     occurrences: OccurrenceTable
+    biases: BiasTable
+
+    def __bool__(self) -> bool:
+        """Whether any slot has anything."""
+        return len(self.occurrences) > 0 or len(self.biases) > 0

@@ -47,13 +47,17 @@ def scale_by_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
 
 
 def penalise(logits: Tensor, penalties: Penalties) -> Tensor:
-    """Return float32 logits in which tokens that a row's sequence has seen are weighed down.
+    """Return float32 logits to which biases were added and in which tokens that a row's sequence has seen are weighed
+    down.
 
-    Repetition counts the tokens of prompt and output, frequency and presence those of the output alone, in this order
-    and before temperature, as in vLLM. Rows whose slot has no occurrences stay as they are.
+    Repetition counts the tokens of prompt and output, frequency and presence those of the output alone, in this order,
+    after the biases and before temperature, as in vLLM. Rows whose slot has neither stay as they are.
     """
     wide = logits.to(torch.float32, copy=True)
     for row, slot in enumerate(penalties.slots.tolist()):
+        bias = penalties.biases.row(slot)
+        if bias is not None:
+            wide[row] += bias
         occurrences = penalties.occurrences.row(slot)
         if occurrences is None:
             continue

@@ -12,10 +12,13 @@ _SERIES_LIMIT = tl.constexpr(2.0**-8)
 
 
 @triton.jit
-def penalties_of_row(index, slots, repetition, frequency, presence, addresses, PENALISED: tl.constexpr):
+def penalties_of_row(
+    index, slots, repetition, frequency, presence, addresses, biases, PENALISED: tl.constexpr
+):  # fmt: skip
     if PENALISED:
         slot = tl.load(slots + index)
         return (
+            tl.load(biases + slot),
             tl.load(addresses + slot),
             tl.load(repetition + slot),
             tl.load(frequency + slot),
@@ -23,7 +26,7 @@ def penalties_of_row(index, slots, repetition, frequency, presence, addresses, P
         )
     none = tl.full([], 0, tl.int64)
     off = tl.full([], 0.0, tl.float32)
-    return none, off + 1.0, off, off
+    return none, none, off + 1.0, off, off
 
 
 @triton.jit
@@ -31,16 +34,20 @@ def load_logits(
     row,
     token,
     vocab_size,
+    bias,  # address of what is added, or 0
     occurrences,  # address of the slot's occurrences, or 0
     repetition,
     frequency,
     presence,
     PENALISED: tl.constexpr,
 ):
-    """Return the float32 logits of ``token``, penalised; minus infinity past the vocabulary."""
+    """Return the float32 logits of ``token``, biased and penalised; minus infinity past the vocabulary."""
     inside = (token >= 0) & (token < vocab_size)
     values = tl.load(row + token, mask=inside, other=-float("inf")).to(tl.float32)
     if PENALISED:
+        if bias != 0:
+            added = bias.to(tl.pointer_type(tl.float32))
+            values += tl.load(added + token, mask=inside, other=0.0)
         values = _penalised(values, token, inside, occurrences, repetition, frequency, presence)
     return values
 
@@ -151,6 +158,7 @@ def _row_weight(
     value_floor,
     inverse_temperature,
     maximum,
+    bias,
     occurrences,
     repetition,
     frequency,
@@ -163,7 +171,9 @@ def _row_weight(
     weight = tl.zeros([TILE], tl.float32)
     for start in range(0, vocab_size, TILE):
         token = start + tl.arange(0, TILE)
-        logits = load_logits(row, token, vocab_size, occurrences, repetition, frequency, presence, PENALISED)
+        logits = load_logits(
+            row, token, vocab_size, bias, occurrences, repetition, frequency, presence, PENALISED
+        )
         counted = (_ordered_key(logits) >= key_floor) & (token < vocab_size)
         if BY_MASS:
             scaled = logits * inverse_temperature
@@ -183,6 +193,7 @@ def _row_value_with_weight(
     value_floor,
     inverse_temperature,
     maximum,
+    bias,
     occurrences,
     repetition,
     frequency,
@@ -196,7 +207,7 @@ def _row_value_with_weight(
         candidate = _next_candidate(key, step)
         weight = _row_weight(
             row, vocab_size, candidate, value_floor, inverse_temperature, maximum,
-            occurrences, repetition, frequency, presence, PENALISED, BY_MASS, TILE,
+            bias, occurrences, repetition, frequency, presence, PENALISED, BY_MASS, TILE,
         )  # fmt: skip
         key = tl.where(weight >= target, candidate, key)
     return _value_of_key(key) * inverse_temperature
@@ -212,6 +223,7 @@ def row_threshold(
     bits,
     inverse_temperature,
     maximum,  # of the scaled logits
+    bias,
     occurrences,
     repetition,
     frequency,
@@ -224,18 +236,18 @@ def row_threshold(
     if (k > 0) & (k < vocab_size):
         kth = _row_value_with_weight(
             row, vocab_size, k.to(tl.float32), bits, threshold, inverse_temperature, maximum,
-            occurrences, repetition, frequency, presence, PENALISED, False, TILE,
+            bias, occurrences, repetition, frequency, presence, PENALISED, False, TILE,
         )  # fmt: skip
         threshold = tl.maximum(threshold, kth)
     if p < 1.0:
         # The nucleus is searched over what min-p and top-k left.
         mass = _row_weight(
             row, vocab_size, -2147483648, threshold, inverse_temperature, maximum,
-            occurrences, repetition, frequency, presence, PENALISED, True, TILE,
+            bias, occurrences, repetition, frequency, presence, PENALISED, True, TILE,
         )  # fmt: skip
         edge = _row_value_with_weight(
             row, vocab_size, p * mass, bits, threshold, inverse_temperature, maximum,
-            occurrences, repetition, frequency, presence, PENALISED, True, TILE,
+            bias, occurrences, repetition, frequency, presence, PENALISED, True, TILE,
         )  # fmt: skip
         threshold = tl.maximum(threshold, edge)
     return threshold

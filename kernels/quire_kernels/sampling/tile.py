@@ -26,6 +26,8 @@ def sample_tiles_kernel(
     frequency,
     presence,
     addresses,
+    biases,
+    words,
     best_scores,  # [R, num_tiles] float32; of rows with masks the mass of the tile over its maximum
     best_tokens,  # [R, num_tiles] int32
     chunk_maxima,  # [R, num_tiles, CHUNKS] float32
@@ -47,13 +49,13 @@ def sample_tiles_kernel(
     k = tl.load(top_k + index)
     p = tl.load(top_p + index)
     limited = ((k > 0) & (k < vocab_size)) | (p < 1.0) | (tl.load(min_p + index) > 0.0)
-    address, repeated, frequent, present = penalties_of_row(
-        index, slots, repetition, frequency, presence, addresses, PENALISED
+    bias, address, repeated, frequent, present = penalties_of_row(
+        index, slots, repetition, frequency, presence, addresses, biases, PENALISED
     )
     group = tile * GROUPS + tl.arange(0, GROUPS)
     token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
     row = logits + index.to(tl.int64) * row_stride
-    scores = load_logits(row, token, vocab_size, address, repeated, frequent, present, PENALISED)
+    scores = load_logits(row, token, vocab_size, bias, address, repeated, frequent, present, PENALISED)
     result = index.to(tl.int64) * tl.num_programs(1) + tile
     if heat != 0.0:
         scores *= tl.div_rn(1.0, heat)
