@@ -60,7 +60,9 @@ def check_against_model(params: "SamplingParams", *, vocab_size: int, max_model_
     )
 
 
-def check_bad_words(sequences: Sequence[Sequence[int]], vocab_size: int) -> None:
+def check_bad_words(
+    sequences: Sequence[Sequence[int]], allowed_token_ids: Sequence[int] | None, vocab_size: int
+) -> None:
     """Raises `InvalidRequest` for sequences of tokens that cannot be kept out of an output."""
     field = "bad_words"
     require(

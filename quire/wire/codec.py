@@ -7,8 +7,9 @@ without touching any state. Received buffers are read in place.
 
 import sys
 from array import array
+from collections import deque
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from google.protobuf.message import DecodeError
 
@@ -27,11 +28,12 @@ _TYPE_OF_CODE = {
 }
 _CODE_OF_TYPE = {tensor_type: code for code, tensor_type in _TYPE_OF_CODE.items()}
 
-_ADMISSION_INTS = 11
+_ADMISSION_INTS = 15
 _ADMISSION_FLOATS = 6
 
 Buffer = bytes | bytearray | memoryview
 Column = memoryview
+Entry = TypeVar("Entry")
 
 
 _NO_COLUMN: Column = memoryview(b"")
@@ -165,6 +167,10 @@ def encode_result(result: StepResult) -> list[Buffer]:
     writer.add("candidate_lens", "i", result.candidate_lens)
     writer.add("candidate_ids", "i", result.candidate_ids)
     writer.add("candidate_logprobs", "f", result.candidate_logprobs)
+    writer.add("prompt_rows", "i", result.prompt_rows, 4)
+    writer.add("prompt_logprob_ids", "i", result.prompt_logprob_ids)
+    writer.add("prompt_logprob_values", "f", result.prompt_logprob_values)
+    writer.add("prompt_logprob_ranks", "i", result.prompt_logprob_ranks)
     return writer.frames()
 
 
@@ -207,6 +213,10 @@ def decode_answer(frames: Sequence[Buffer]) -> StepResult | StepRefusal | Worker
         candidate_lens=reader.take("candidate_lens", "i"),
         candidate_ids=reader.take("candidate_ids", "i"),
         candidate_logprobs=reader.take_floats("candidate_logprobs"),
+        prompt_rows=reader.take("prompt_rows", "i", 4),
+        prompt_logprob_ids=reader.take("prompt_logprob_ids", "i"),
+        prompt_logprob_values=reader.take_floats("prompt_logprob_values"),
+        prompt_logprob_ranks=reader.take("prompt_logprob_ranks", "i"),
     )
     reader.finish()
     _check_result(result)
@@ -272,6 +282,7 @@ def _add_admissions(writer: _Writer, admissions: Sequence[SlotAdmission]) -> Non
     for a in admissions:
         ints += (a.slot, len(a.token_ids), a.num_computed_tokens, a.prompt_len, a.sequence_index)
         ints += (a.top_k, a.num_logprobs, a.min_len, a.max_len, len(a.stop_token_ids), 0)
+        ints += (len(a.logit_bias), len(a.allowed_token_ids), len(a.bad_words), a.num_prompt_logprobs)
         floats += (a.temperature, a.top_p, a.min_p)
         floats += (a.presence_penalty, a.frequency_penalty, a.repetition_penalty)
         token_ids.extend(a.token_ids)
@@ -281,11 +292,24 @@ def _add_admissions(writer: _Writer, admissions: Sequence[SlotAdmission]) -> Non
     writer.add("admission_seeds", "q", [a.seed for a in admissions])
     writer.add_token_ids("admission_token_ids", token_ids)
     writer.add("admission_stop_token_ids", "i", stop_token_ids)
+    _add_biases(writer, admissions)
     constrained = [(number, a.grammar) for number, a in enumerate(admissions) if a.grammar]
     writer.add("grammars", "i", [x for number, text in constrained for x in (number, len(text))], 2)
     writer.add("grammar_bytes", "B", b"".join(text for _number, text in constrained))
     if any(a.num_candidates for a in admissions):
         writer.add("admission_num_candidates", "i", [a.num_candidates for a in admissions])
+
+
+def _add_biases(writer: _Writer, admissions: Sequence[SlotAdmission]) -> None:
+    pairs = [pair for a in admissions for pair in a.logit_bias]
+    words = [word for a in admissions for word in a.bad_words]
+    writer.add("admission_bias_token_ids", "i", [token for token, _bias in pairs])
+    writer.add("admission_biases", "f", [bias for _token, bias in pairs])
+    writer.add(
+        "admission_allowed_token_ids", "i", [token for a in admissions for token in a.allowed_token_ids]
+    )
+    writer.add("admission_bad_word_lens", "i", [len(word) for word in words])
+    writer.add("admission_bad_word_token_ids", "i", [token for word in words for token in word])
 
 
 def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
@@ -302,6 +326,7 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
     if len(ints) != num_admissions * _ADMISSION_INTS or len(floats) != num_admissions * _ADMISSION_FLOATS:
         raise FrameError("admission columns differ in length")
     admissions: list[SlotAdmission] = []
+    biases = _BiasReader(reader)
     token_at = stop_at = 0
     for i in range(num_admissions):
         (
@@ -316,6 +341,10 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
             max_len,
             num_stop,
             _adapter,
+            num_biases,
+            num_allowed,
+            num_words,
+            num_prompt_logprobs,
         ) = ints[i * _ADMISSION_INTS : (i + 1) * _ADMISSION_INTS]
         temperature, top_p, min_p, presence, frequency, repetition = floats[
             i * _ADMISSION_FLOATS : (i + 1) * _ADMISSION_FLOATS
@@ -341,11 +370,15 @@ def _take_admissions(reader: _Reader) -> list[SlotAdmission]:
                 repetition_penalty=repetition,
                 grammar=grammars.get(i, b""),
                 num_candidates=num_candidates[i],
+                logit_bias=biases.take_pairs(num_biases),
+                allowed_token_ids=biases.take_allowed(num_allowed),
+                bad_words=biases.take_words(num_words),
+                num_prompt_logprobs=num_prompt_logprobs,
             )
         )
         token_at += num_tokens
         stop_at += num_stop
-    if token_at != len(token_ids) or stop_at != len(stop_token_ids):
+    if token_at != len(token_ids) or stop_at != len(stop_token_ids) or not biases.is_read:
         raise FrameError("admission token columns do not add up")
     return admissions
 
@@ -365,6 +398,45 @@ def _take_grammars(reader: _Reader, num_admissions: int) -> dict[int, bytes]:
     return grammars
 
 
+class _BiasReader:
+    """Hands the columns of biases, allowed tokens and bad words to one admission after another."""
+
+    def __init__(self, reader: _Reader) -> None:
+        token_ids = reader.take("admission_bias_token_ids", "i")
+        biases = reader.take_floats("admission_biases")
+        word_lens = reader.take("admission_bad_word_lens", "i")
+        word_tokens = reader.take("admission_bad_word_token_ids", "i")
+        if len(token_ids) != len(biases):
+            raise FrameError("admission_biases and admission_bias_token_ids differ in length")
+        if min(word_lens, default=1) < 1 or sum(word_lens) != len(word_tokens):
+            raise FrameError("admission_bad_word_lens does not add up to admission_bad_word_token_ids")
+        self._pairs = deque(zip(token_ids, biases, strict=True))
+        self._allowed = deque(reader.take("admission_allowed_token_ids", "i"))
+        self._word_lens = deque(word_lens)
+        self._word_tokens = deque(word_tokens)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is left."""
+        return not (self._pairs or self._allowed or self._word_lens)
+
+    def take_pairs(self, count: int) -> tuple[tuple[int, float], ...]:
+        return _taken(self._pairs, count)
+
+    def take_allowed(self, count: int) -> tuple[int, ...]:
+        return _taken(self._allowed, count)
+
+    def take_words(self, count: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(_taken(self._word_tokens, length) for length in _taken(self._word_lens, count))
+
+
+def _taken(column: deque[Entry], count: int) -> tuple[Entry, ...]:
+    """The next entries of a column. Raises `FrameError` when it has fewer."""
+    if not 0 <= count <= len(column):
+        raise FrameError(f"admission columns hold {len(column)} entries where {count} are due")
+    return tuple(column.popleft() for _ in range(count))
+
+
 def _check_result(result: StepResult) -> None:
     if sum(result.num_tokens) != len(result.token_ids) or min(result.num_tokens, default=0) < 0:
         raise FrameError("num_tokens does not add up to token_ids")
@@ -381,3 +453,15 @@ def _check_result(result: StepResult) -> None:
         raise FrameError("candidate_rows and candidate_lens differ in length")
     if not sum(result.candidate_lens) == len(result.candidate_ids) == len(result.candidate_logprobs):
         raise FrameError("candidate_lens does not add up to the candidates")
+    _check_prompt_logprobs(result)
+
+
+def _check_prompt_logprobs(result: StepResult) -> None:
+    num_entries = 0
+    for row, first, num_tokens, entries_per_token in zip(*[iter(result.prompt_rows)] * 4, strict=True):
+        if not 0 <= row < len(result.num_tokens) or first < 1 or num_tokens < 1 or entries_per_token < 1:
+            raise FrameError("prompt_rows names a row, a position or a size that cannot be")
+        num_entries += num_tokens * entries_per_token
+    columns = (result.prompt_logprob_ids, result.prompt_logprob_values, result.prompt_logprob_ranks)
+    if any(len(column) != num_entries for column in columns):
+        raise FrameError("prompt_rows does not add up to the log-probability columns of prompts")

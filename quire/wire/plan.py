@@ -59,6 +59,19 @@ class SlotAdmission:
     repetition_penalty: float = 1.0
     num_candidates: int = 0
     """For a beam: how many of the likeliest tokens it brings, under its temperature, instead of drawing one."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """The only tokens that can be drawn; empty allows all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that must not be drawn one after another; none is empty."""
+    num_prompt_logprobs: int = NO_LOGPROBS
+    """Alternatives per token of the prompt, from `num_computed_tokens` + 1 on, `NO_LOGPROBS` for no report."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether logits are changed whatever the sequence has seen, or after some tokens."""
+        return bool(self.logit_bias or self.allowed_token_ids or self.bad_words)
 
     grammar: bytes = b""
     """A constraint on the output, a serialised quire.v1.StructuredOutputsParams; empty asks for none."""

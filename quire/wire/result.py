@@ -26,6 +26,14 @@ class StepResult:
     """Natural log-probabilities of the raw logits, beside `logprob_ids`."""
     logprob_ranks: list[int] = field(default_factory=list)
     """Ranks in the vocabulary, beside `logprob_ids`; 1 is the likeliest."""
+    prompt_rows: list[int] = field(default_factory=list)
+    """Flat quadruples (row, position of the first prompt token reported, tokens reported, entries per token)."""
+    prompt_logprob_ids: list[int] = field(default_factory=list)
+    """Per token of a prompt its own id first, then the likeliest in its place, best first."""
+    prompt_logprob_values: list[float] = field(default_factory=list)
+    """Natural log-probabilities of the raw logits, beside `prompt_logprob_ids`."""
+    prompt_logprob_ranks: list[int] = field(default_factory=list)
+    """Ranks in the vocabulary, beside `prompt_logprob_ids`."""
     failures: list["RowFailure"] = field(default_factory=list)
     """Rows whose requests cannot go on; the others can."""
     candidate_rows: list[int] = field(default_factory=list)

@@ -12,7 +12,7 @@ from quire_tokenizer.stream import RequestStream
 from quire_tokenizer.text_codec import TextCodec
 from tokenizers import Tokenizer
 
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import RequestOutputKind, SamplingParams
 from tests.tokenizer.families import FAMILIES
 from tests.tokenizer.trained import TEXTS, TRAINED
 
@@ -123,7 +123,7 @@ def test_deltas_add_up_however_the_tokens_were_grouped(family: str, data: st.Dat
         request_id="r",
         tenant="",
         prompt_token_ids=[0],
-        params=SamplingParams(max_tokens=100),
+        params=SamplingParams(max_tokens=100, output_kind=RequestOutputKind.DELTA),
         priority=0,
         codec=_codec(family),
     )
@@ -178,9 +178,7 @@ def _codec(family: str) -> TextCodec:
 
 def _taken(stream: RequestStream) -> str:
     """What the client would get now."""
-    text = "".join(delta.text for delta in stream._pending.values())
-    stream._pending = {}
-    return text
+    return "".join(delta.text for delta in stream._pending.take())
 
 
 @cache

@@ -4,6 +4,8 @@ Every rule names the field, the value and itself. Knows the serving state, but n
 """
 
 from quire.errors import InvalidRequest, Overloaded, QuireError, Unavailable
+from quire.sampling_params import ModelDefaults, SamplingParams
+from quire.sampling_rules import check_bad_words, require
 from quire.structured_outputs import MAX_CONSTRAINT_BYTES
 from quire.v1 import sampling_pb2, scheduler_pb2
 from quire_scheduler.beam_admission import beam_search_of
@@ -11,7 +13,6 @@ from quire_scheduler.core import OwnerId, Request, Sampling, TokenIds, token_ids
 
 _RETRY_AFTER_MS = 1000
 _MAX_REQUEST_ID_BYTES = 256
-_MAX_LOGPROBS = 20
 
 
 def build_request(
@@ -20,12 +21,12 @@ def build_request(
     """The core's request for an admission. Raises a `QuireError` that names the rule it breaks."""
     _check_state(state)
     prompt = token_ids_of(admission.prompt_token_ids)
+    _check_prompt(prompt, state)
     beam_params = None
     if admission.HasField("beam_search_params"):
         sampling, beam_params = beam_search_of(admission, state)
     else:
-        sampling = _sampling(admission.sampling_params, len(prompt), state)
-    _check_prompt(prompt, state)
+        sampling = _sampling(admission, len(prompt), state)
     if len(admission.request_id.encode()) > _MAX_REQUEST_ID_BYTES:
         raise InvalidRequest(
             f"request_id has {len(admission.request_id.encode())} bytes; at most {_MAX_REQUEST_ID_BYTES} are allowed",
@@ -94,59 +95,48 @@ def _check_resumed(
 
 
 def _sampling(
-    params: sampling_pb2.SamplingParams, prompt_len: int, state: scheduler_pb2.ServingState
+    admission: scheduler_pb2.Admission, prompt_len: int, state: scheduler_pb2.ServingState
 ) -> Sampling:
-    n = params.n if params.HasField("n") else 1
-    _require(1 <= n <= state.max_num_seqs, "n", n, f"must be from 1 to max_num_seqs={state.max_num_seqs}")
-    temperature = params.temperature if params.HasField("temperature") else 1.0
-    _require(0 <= temperature < float("inf"), "temperature", temperature, "must be at least 0 and finite")
-    top_p = params.top_p if params.HasField("top_p") else 1.0
-    _require(0 < top_p <= 1, "top_p", top_p, "must be above 0 and at most 1")
-    _require(params.top_k >= -1, "top_k", params.top_k, "must be at least 1, or 0 or -1 to keep all")
-    _require(0 <= params.min_p <= 1, "min_p", params.min_p, "must be from 0 to 1")
-    for name in ("presence_penalty", "frequency_penalty"):
-        value = getattr(params, name)
-        _require(-2 <= value <= 2, name, value, "must be from -2 to 2")
-    repetition = params.repetition_penalty if params.HasField("repetition_penalty") else 1.0
-    _require(0 < repetition < float("inf"), "repetition_penalty", repetition, "must be above 0 and finite")
-    room = max(1, state.max_model_len - prompt_len)
-    max_tokens = params.max_tokens if params.HasField("max_tokens") else room
-    _require(max_tokens >= 1, "max_tokens", max_tokens, "must be at least 1")
-    max_tokens = min(max_tokens, room)
-    _require(
-        params.min_tokens <= max_tokens,
-        "min_tokens",
-        params.min_tokens,
-        f"must be at most max_tokens={max_tokens}",
+    """Resolved here for clients that have no front door; what one has resolved stays as it is."""
+    params = SamplingParams.from_proto(admission.sampling_params).resolve(
+        ModelDefaults(),
+        prompt_len=prompt_len,
+        max_model_len=state.max_model_len,
+        vocab_size=state.vocab_size,
+        drawn_seed=0,
     )
-    _require(
-        params.logprobs <= _MAX_LOGPROBS, "logprobs", params.logprobs, f"must be at most {_MAX_LOGPROBS}"
+    require(
+        params.n <= state.max_num_seqs, "n", params.n, f"must be at most max_num_seqs={state.max_num_seqs}"
     )
+    bad_words = tuple(tuple(word.ids) for word in admission.bad_words_token_ids)
+    check_bad_words(bad_words, params.allowed_token_ids, state.vocab_size)
     eos = () if params.ignore_eos else tuple(state.eos_token_ids)
-    for token in params.stop_token_ids:
-        _require(
-            token < state.vocab_size,
-            "stop_token_ids",
-            token,
-            f"must be below the vocabulary size {state.vocab_size}",
-        )
     return Sampling(
-        n=n,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=max(0, params.top_k),
-        min_p=params.min_p,
+        n=params.n,
+        temperature=params.temperature or 0.0,
+        top_p=_set(params.top_p),
+        top_k=int(_set(params.top_k)),
+        min_p=_set(params.min_p),
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
-        repetition_penalty=repetition,
-        seed=params.seed,
-        max_tokens=max_tokens,
+        repetition_penalty=_set(params.repetition_penalty),
+        seed=int(_set(params.seed)),
+        max_tokens=int(_set(params.max_tokens)),
         min_tokens=params.min_tokens,
         stop_token_ids=(*eos, *params.stop_token_ids),
         eos_token_ids=frozenset(eos),
-        grammar=_grammar(params),
-        num_logprobs=params.logprobs if params.HasField("logprobs") else -1,
+        num_logprobs=-1 if params.logprobs is None else params.logprobs,
+        num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
+        logit_bias=tuple((params.logit_bias or {}).items()),
+        allowed_token_ids=tuple(params.allowed_token_ids or ()),
+        bad_words=bad_words,
+        grammar=_grammar(admission.sampling_params),
     )
+
+
+def _set(value: float | None) -> float:
+    assert value is not None, "resolved parameters have every default"
+    return value
 
 
 def _grammar(params: sampling_pb2.SamplingParams) -> bytes:
@@ -155,13 +145,8 @@ def _grammar(params: sampling_pb2.SamplingParams) -> bytes:
         return b""
     num_bytes = params.structured_outputs.ByteSize()
     limit = 2 * MAX_CONSTRAINT_BYTES  # each of many choices has its length beside it
-    _require(num_bytes <= limit, "structured_outputs", f"{num_bytes} bytes", f"at most {limit}")
+    require(num_bytes <= limit, "structured_outputs", f"{num_bytes} bytes", f"at most {limit}")
     return params.structured_outputs.SerializeToString()
-
-
-def _require(condition: bool, field: str, value: object, rule: str) -> None:
-    if not condition:
-        raise InvalidRequest(f"{field}={value}: {rule}", field=field)
 
 
 def overloaded(num_requests: int, limit: int) -> QuireError:

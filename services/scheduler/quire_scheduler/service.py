@@ -182,6 +182,11 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             raise InvalidRequest(
                 "stop: this service knows no text; use stop_token_ids or GenerationService", field="stop"
             )
+        if request.sampling_params.bad_words:
+            raise InvalidRequest(
+                "bad_words: this service knows no text; use bad_words_token_ids or GenerationService",
+                field="bad_words",
+            )
         admission = scheduler_pb2.Admission(
             handle=HANDLE,
             request_id=request.request_id or secrets.token_hex(16),
@@ -189,12 +194,13 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             prompt_token_ids=request.prompt_token_ids,
             sampling_params=request.sampling_params,
             priority=request.priority,
+            bad_words_token_ids=request.bad_words_token_ids,
         )
         if request.HasField("beam_search_params"):
             admission.beam_search_params.CopyFrom(request.beam_search_params)
             if not request.HasField("sampling_params"):
                 admission.ClearField("sampling_params")
-        elif not admission.sampling_params.HasField("seed"):
+        elif admission.sampling_params.seed == -1 or not admission.sampling_params.HasField("seed"):
             admission.sampling_params.seed = secrets.randbits(63)
         return admission
 

@@ -37,6 +37,7 @@ class DetokenizerFactory:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
+        self._added = {i: token.content for i, token in added.items()}
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self._bytes_of_token = _byte_table(tokenizer) if _is_byte_level(tokenizer) else None
         self._bytes_without_special = (
@@ -47,8 +48,14 @@ class DetokenizerFactory:
         self._byte_of_id = _byte_fallback(tokenizer)
         self._joins_bytes = "ByteLevel" in _decoder_types(tokenizer)
 
-    def new(self, *, skip_special_tokens: bool) -> Detokenizer:
+    def new(self, *, skip_special_tokens: bool, spaces_between_special_tokens: bool = True) -> Detokenizer:
         """A detokenizer for one sequence."""
+        detokenizer = self._new(skip_special_tokens=skip_special_tokens)
+        if skip_special_tokens or spaces_between_special_tokens:
+            return detokenizer
+        return _UnspacedDetokenizer(detokenizer, self._added)
+
+    def _new(self, *, skip_special_tokens: bool) -> Detokenizer:
         table = self._bytes_without_special if skip_special_tokens else self._bytes_of_token
         if table is not None:
             return _ByteLevelDetokenizer(table)
@@ -58,6 +65,26 @@ class DetokenizerFactory:
             self._byte_of_id,
             joins_bytes=self._joins_bytes,
         )
+
+
+class _UnspacedDetokenizer:
+    """Shows an added token that follows another one as it is, without a space that the decoder puts before it."""
+
+    def __init__(self, detokenizer: Detokenizer, added: dict[int, str]) -> None:
+        self._detokenizer = detokenizer
+        self._added = added
+        self._follows_added = False
+
+    def add(self, token_id: int) -> str:
+        piece = self._detokenizer.add(token_id)
+        content = self._added.get(token_id)
+        if content is not None and self._follows_added:
+            piece = content
+        self._follows_added = content is not None
+        return piece
+
+    def flush(self) -> str:
+        return self._detokenizer.flush()
 
 
 class _ByteLevelDetokenizer:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from quire.beam_search_params import BeamSearchParams
 from quire.errors import InvalidRequest, Overloaded, RequestExists
 from quire.sampling_params import SamplingParams
+from quire.sampling_rules import check_bad_words
 from quire.telemetry.attribute import INPUT_TOKENS
 from quire.telemetry.tracing import NO_TRACING, Tracing
 from quire.v1 import generation_pb2, scheduler_pb2
+from quire_tokenizer.bad_words import bad_words_token_ids
 from quire_tokenizer.conversation import Conversation
 from quire_tokenizer.grammar_checker import GrammarChecker
 from quire_tokenizer.model_shelf import Model, ModelShelf
@@ -138,6 +140,8 @@ class GenerationEngine:
         model = self._shelf.find(name)
         with trace.tokenizing(name) as span:
             prompt = await self._prompt_token_ids(call, model, link.state)
+            prompt = _truncated(prompt, params, link.state.max_model_len)
+            bad_words = await bad_words_token_ids(params.bad_words, model.encoder)
             span.set({INPUT_TOKENS: len(prompt)})
         if beam_search is not None:
             beam_search = beam_search.resolve(
@@ -148,6 +152,7 @@ class GenerationEngine:
                 eos_token_ids=link.state.eos_token_ids,
             )
         _check_prompt(prompt, params, link.state)
+        check_bad_words(bad_words, params.allowed_token_ids, link.state.vocab_size)
         stream = RequestStream(
             request_id=request.request_id,
             tenant=request.tenant,
@@ -161,6 +166,7 @@ class GenerationEngine:
             ),
             priority=request.priority,
             codec=model.codec,
+            bad_words_token_ids=bad_words,
             model=name,
             eos_token_ids=link.state.eos_token_ids,
             traceparent=trace.traceparent,
@@ -228,6 +234,11 @@ def _check_text(text: str, max_model_len: int, field: str) -> None:
             f"{field} has {len(text)} characters, more than max_model_len={max_model_len} tokens can hold",
             field=field,
         )
+
+
+def _truncated(prompt: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
+    room = params.prompt_room(max_model_len)
+    return prompt if room is None else prompt[-room:]
 
 
 def _check_prompt(prompt: list[int], params: SamplingParams, state: scheduler_pb2.ServingState) -> None:

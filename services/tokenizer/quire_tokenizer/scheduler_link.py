@@ -20,7 +20,8 @@ from quire.rpc.status import error_from_rpc
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.wire import PROTOCOL_VERSION
 from quire.wire.frame_order import BEAT_INTERVAL_S, FIRST_FRAME, FrameOrder
-from quire_tokenizer.stream import LogprobEntries, RequestStream
+from quire_tokenizer.prompt_logprobs import LogprobEntries
+from quire_tokenizer.stream import RequestStream
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +162,8 @@ class SchedulerLink:
         for handle, num_cached in zip(frame.cached_handles, frame.cached_tokens, strict=True):
             if (stream := streams.get(handle)) is not None:
                 stream.note_cached_tokens(num_cached)
+        if frame.HasField("prompt_logprobs"):
+            self._take_prompt_logprobs(frame.prompt_logprobs)
         at = 0
         for row, (handle, index, first, count) in enumerate(
             zip(frame.handles, frame.indexes, frame.first_token_indexes, frame.num_tokens, strict=True)
@@ -185,6 +188,22 @@ class SchedulerLink:
                 self._retire_if_finished(frame.handles[row], stream)
         for error in frame.errors:
             self._take_error(error)
+
+    def _take_prompt_logprobs(self, columns: scheduler_pb2.PromptLogprobColumns) -> None:
+        triples = list(zip(columns.token_ids, columns.values, columns.ranks, strict=True))
+        at = 0
+        for handle, first, num_tokens, width in zip(
+            columns.handles,
+            columns.first_positions,
+            columns.num_tokens,
+            columns.entries_per_token,
+            strict=True,
+        ):
+            entries = [triples[at + i * width : at + (i + 1) * width] for i in range(num_tokens)]
+            at += num_tokens * width
+            stream = self._streams.get(handle)
+            if stream is not None and not stream.receive_prompt_logprobs(first, entries):
+                self._handle_outcome("gap", handle, _WHOLE_REQUEST, stream)
 
     def _handle_outcome(self, outcome: str, handle: int, index: int, stream: RequestStream) -> None:
         if outcome == "gap":

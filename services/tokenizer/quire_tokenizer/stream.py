@@ -13,7 +13,9 @@ from typing import cast
 from quire.beam_search_params import BeamSearchParams
 from quire.errors import QuireError
 from quire.sampling_params import SamplingParams
-from quire.v1 import generation_pb2, scheduler_pb2
+from quire.v1 import generation_pb2, scheduler_pb2, tokenizer_pb2
+from quire_tokenizer.pending_output import PendingOutput
+from quire_tokenizer.prompt_logprobs import LogprobEntries, PromptLogprobs, token_logprobs
 from quire_tokenizer.stop_checker import StopChecker
 from quire_tokenizer.text_codec import TextCodec
 
@@ -34,7 +36,10 @@ class SequenceStream:
         """Of quire.v1.FinishReason; 0 while it lives."""
         self._params = params
         self._unshown_ids = unshown_ids
-        self._detokenizer = codec.detokenizer(skip_special_tokens=params.skip_special_tokens)
+        self._detokenizer = codec.detokenizer(
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
+        )
         self._stop = StopChecker(tuple(params.stop), include_stop=params.include_stop_str_in_output)
 
     def add(self, token_id: int, delta: generation_pb2.CompletionDelta) -> bool:
@@ -83,6 +88,7 @@ class RequestStream:
         params: SamplingParams,
         priority: int,
         codec: TextCodec,
+        bad_words_token_ids: Sequence[Sequence[int]] = (),
         model: str = "",
         eos_token_ids: Iterable[int] = (),
         traceparent: str = "",
@@ -97,6 +103,7 @@ class RequestStream:
         self._beam_search = beam_search
         self._priority = priority
         self._codec = codec
+        self._bad_words_token_ids = bad_words_token_ids
         self._traceparent = traceparent
         self._deadline = monotonic() + deadline_ms / 1000 if deadline_ms else None
         unshown_ids = _unshown_ids(params, eos_token_ids)
@@ -106,7 +113,11 @@ class RequestStream:
         """Tokens of the prompt that the prefix cache had."""
         self.first_token_ns = 0
         """Unix time of its first token; 0 before."""
-        self._pending: dict[int, generation_pb2.CompletionDelta] = {}
+        self._pending = PendingOutput(params.output_kind)
+        self._prompt_logprobs = (
+            PromptLogprobs(len(prompt_token_ids), codec) if params.prompt_logprobs is not None else None
+        )
+        self._owes_prompt_logprobs = params.prompt_logprobs is not None
         self._error: QuireError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.on_change: Callable[[], None] | None = None
@@ -157,19 +168,23 @@ class RequestStream:
             priority=self._priority,
             traceparent=self._traceparent,
             deadline_ms=self._remaining_ms(),
+            bad_words_token_ids=[tokenizer_pb2.TokenIds(ids=ids) for ids in self._bad_words_token_ids],
         )
         if self._beam_search is not None:
             admission.beam_search_params.CopyFrom(self._beam_search.to_proto())
             return admission  # nothing of it comes before its end: it starts over
         admission.sampling_params.CopyFrom(self._params.to_proto())
         del admission.sampling_params.stop[:]
+        del admission.sampling_params.bad_words[:]
+        if self._prompt_logprobs is not None and self._prompt_logprobs.is_complete:
+            admission.sampling_params.ClearField("prompt_logprobs")
         if not self.is_fresh:
             for sequence in self._sequences:
                 if not sequence.finished:
                     admission.resumed.add(index=sequence.index, token_ids=sequence.token_ids)
         return admission
 
-    def receive(self, index: int, first: int, token_ids: list[int], logprobs: "list[LogprobEntries]") -> str:
+    def receive(self, index: int, first: int, token_ids: list[int], logprobs: list[LogprobEntries]) -> str:
         """Takes the tokens of one row.
 
         Returns "" when all is well, "gap" when tokens are missing before them, "stopped" when a stop string ended the
@@ -183,11 +198,11 @@ class RequestStream:
             self.first_token_ns = time_ns()
         if sequence.finished:
             return ""
-        delta = self._delta(index)
+        delta = self._pending.of(index)
         for number in range(num_known - first, len(token_ids)):
             stopped = sequence.add(token_ids[number], delta)
             if logprobs:
-                self._add_logprobs(delta, logprobs[number])
+                delta.logprobs.append(token_logprobs(logprobs[number], self._codec))
             if stopped:
                 self._num_live -= 1
                 self._wake()
@@ -197,14 +212,18 @@ class RequestStream:
 
     def note_score(self, index: int, cumulative_logprob: float, score: float) -> None:
         """The sequence is a hypothesis of a beam search; called before it is finished."""
-        delta = self._delta(index)
+        delta = self._pending.of(index)
         delta.cumulative_logprob, delta.score = cumulative_logprob, score
+
+    def receive_prompt_logprobs(self, first_position: int, tokens: list[LogprobEntries]) -> bool:
+        """Takes those of a stretch of the prompt; False when some are missing before it."""
+        return self._prompt_logprobs is None or self._prompt_logprobs.receive(first_position, tokens)
 
     def finish(self, index: int, reason: int, stop_token_id: int | None) -> None:
         """The scheduler ended a sequence."""
         sequence = self._sequences[index]
         if not sequence.finished:
-            sequence.finish(reason, stop_token_id, self._delta(index))
+            sequence.finish(reason, stop_token_id, self._pending.of(index))
             self._num_live -= 1
             self._wake()
 
@@ -220,16 +239,18 @@ class RequestStream:
             self._wake()
 
     async def next_response(self) -> generation_pb2.GenerateResponse | None:
-        """What is new since the last call; None after the last message. Raises the `QuireError` that ended it."""
-        while not self._pending:
+        """What is to be said since the last call; None after the last message. Raises the `QuireError` that ended it."""
+        while not self._pending.is_due(ended=self._num_live == 0):
             if self._error is not None:
                 raise self._error
             if self._num_live == 0:
                 return None
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        response = generation_pb2.GenerateResponse(request_id=self.request_id, outputs=self._pending.values())
-        self._pending = {}
+        response = generation_pb2.GenerateResponse(request_id=self.request_id, outputs=self._pending.take())
+        if self._prompt_logprobs is not None and self._owes_prompt_logprobs:
+            self._owes_prompt_logprobs = False
+            response.prompt_logprobs.extend(self._prompt_logprobs.tokens)
         if self._num_live == 0:
             response.usage.prompt_tokens = len(self._prompt_token_ids)
             response.usage.completion_tokens = self.num_completion_tokens
@@ -248,12 +269,6 @@ class RequestStream:
         """What is left of the deadline, at least 1; 0 without one."""
         return max(1, int((self._deadline - monotonic()) * 1000)) if self._deadline is not None else 0
 
-    def _delta(self, index: int) -> generation_pb2.CompletionDelta:
-        delta = self._pending.get(index)
-        if delta is None:
-            delta = self._pending[index] = generation_pb2.CompletionDelta(index=index)
-        return delta
-
     def _wake(self) -> None:
         if self._waiter is not None:
             if not self._waiter.done():
@@ -262,20 +277,9 @@ class RequestStream:
         if self.on_change is not None:
             self.on_change()
 
-    def _add_logprobs(self, delta: generation_pb2.CompletionDelta, entries: "LogprobEntries") -> None:
-        token = delta.logprobs.add()
-        for token_id, logprob, rank in entries:
-            token.entries.add(
-                token_id=token_id, logprob=logprob, rank=rank, text=self._codec.token_text(token_id)
-            )
-
 
 def _unshown_ids(params: SamplingParams, eos_token_ids: Iterable[int]) -> frozenset[int]:
     """Tokens that end a sequence. Their text is not part of it, as in vLLM, unless stops are to be included."""
     if params.include_stop_str_in_output:
         return frozenset()
     return frozenset(params.stop_token_ids).union(() if params.ignore_eos else eos_token_ids)
-
-
-LogprobEntries = list[tuple[int, float, int]]
-"""(token id, log-probability, rank) per entry of one token."""

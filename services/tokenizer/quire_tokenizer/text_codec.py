@@ -57,9 +57,14 @@ class TextCodec:
                 field=field,
             )
 
-    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
+    def detokenizer(
+        self, *, skip_special_tokens: bool, spaces_between_special_tokens: bool = True
+    ) -> Detokenizer:
         """A fresh incremental detokenizer."""
-        return self._detokenizers.new(skip_special_tokens=skip_special_tokens)
+        return self._detokenizers.new(
+            skip_special_tokens=skip_special_tokens,
+            spaces_between_special_tokens=spaces_between_special_tokens,
+        )
 
     def token_text(self, token_id: int) -> str:
         """The text of one token alone."""

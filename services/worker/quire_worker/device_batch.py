@@ -9,11 +9,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 from quire_kernels import (
+    BiasTable,
     OccurrenceTable,
     Penalties,
     SlotState,
     StepRows,
     StepTensors,
+    TokenBias,
     admit_slots,
     allocate_slot_state,
     copy_blocks,
@@ -61,6 +63,7 @@ class DeviceBatch:
         self.state: SlotState = allocate_slot_state(max_num_seqs, max_blocks, device)
         self.drawn = torch.empty(max_num_seqs, dtype=torch.int32, device=device)
         self._occurrences = OccurrenceTable(max_num_seqs + 1, vocab_size, device)
+        self._biases = BiasTable(max_num_seqs + 1, vocab_size, device)
         self._device = device
         self._packed = torch.zeros(
             _packed_size(max_num_tokens, max_num_seqs), dtype=torch.int32, device=device
@@ -69,11 +72,14 @@ class DeviceBatch:
 
     def enter(self, changes: SlotChanges, kv_cache: Tensor) -> None:
         """Follows the changes that a plan makes to slots and blocks."""
-        self._occurrences.release([*changes.releases, *(admission.slot for admission in changes.admissions)])
+        emptied = [*changes.releases, *(admission.slot for admission in changes.admissions)]
+        self._occurrences.release(emptied)
+        self._biases.release(emptied)
         if changes.admissions:
             records, stops = _admission_records(changes.admissions)
             admit_slots(self.state, self.to_device(records), self.to_device(stops))
             self._count_occurrences(changes.admissions)
+            self._enter_biases(changes.admissions)
         if changes.choices:
             self._enter_choices(changes.choices)
         if changes.grants:
@@ -84,7 +90,9 @@ class DeviceBatch:
             copy_blocks(kv_cache, self.to_device(np.array(changes.copies, dtype=np.int64)))
         if changes.forks:
             fork_slots(self.state, self.to_device(np.array(changes.forks, dtype=np.int32)))
-            self._occurrences.fork([(parent, child) for parent, child, _index in changes.forks])
+            pairs = [(parent, child) for parent, child, _index in changes.forks]
+            self._occurrences.fork(pairs)
+            self._biases.fork(pairs)
 
     def lift_min_len(self, slots: list[int]) -> None:
         """Lets slots end whatever their length."""
@@ -150,7 +158,7 @@ class DeviceBatch:
         )
 
     def penalties(self, rows: StepRows) -> Penalties:
-        """What weighs down the draws of a step's rows."""
+        """What changes the logits that a step's rows draw from."""
         state = self.state
         return Penalties(
             slots=rows.slots,
@@ -158,6 +166,7 @@ class DeviceBatch:
             frequency=state.frequency_penalty,
             presence=state.presence_penalty,
             occurrences=self._occurrences,
+            biases=self._biases,
         )
 
     def to_device(self, column: np.ndarray) -> Tensor:
@@ -181,6 +190,21 @@ class DeviceBatch:
             [admission.slot for admission in penalised],
             [admission.token_ids for admission in penalised],
             [admission.prompt_len for admission in penalised],
+        )
+
+    def _enter_biases(self, admissions: list[SlotAdmission]) -> None:
+        biased = [admission for admission in admissions if admission.has_bias]
+        self._biases.admit(
+            [admission.slot for admission in biased],
+            [
+                TokenBias(
+                    biases=dict(admission.logit_bias),
+                    allowed=admission.allowed_token_ids,
+                    words=admission.bad_words,
+                    drawn=admission.token_ids[admission.prompt_len :],
+                )
+                for admission in biased
+            ],
         )
 
 

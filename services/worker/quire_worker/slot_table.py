@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quire.sampling_rules import MAX_BAD_WORD_TOKENS
 from quire.wire.plan import NO_LOGPROBS, SlotAdmission, StepPlan
 
 Ints = NDArray[np.int64]
@@ -209,6 +210,7 @@ class SlotTable:
                 f"admission of tokens {min(admission.token_ids)} to {max(admission.token_ids)}: the vocabulary "
                 f"size is {self._vocab_size}"
             )
+        self._check_biases(admission)
         self._is_used[slot] = True
         self._given_tokens[slot] = np.array(admission.token_ids, dtype=np.int64)
         self._num_given[slot] = self._num_known[slot] = num_tokens
@@ -236,6 +238,18 @@ class SlotTable:
                 self._copy_slot(parent, self._checked(slot))
         for slot in {slot for _parent, slot, _token in choices}:
             self._num_known[slot] += 1
+
+    def _check_biases(self, admission: SlotAdmission) -> None:
+        named = [token for token, _bias in admission.logit_bias]
+        named += admission.allowed_token_ids
+        for word in admission.bad_words:
+            named += word
+        if named and (min(named) < 0 or max(named) >= self._vocab_size):
+            raise PlanError(
+                f"admission that biases tokens {min(named)} to {max(named)}: the vocabulary size is {self._vocab_size}"
+            )
+        if max(map(len, admission.bad_words), default=1) > MAX_BAD_WORD_TOKENS:
+            raise PlanError(f"admission with a bad word of more than {MAX_BAD_WORD_TOKENS} tokens")
 
     def _grant(self, slot: int, kv_group: int, block: int) -> tuple[int, int, int]:
         table = self._tables[self._used(slot)]

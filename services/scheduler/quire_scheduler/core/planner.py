@@ -349,4 +349,7 @@ def _slot_admission(sequence: Sequence) -> SlotAdmission:
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,
         grammar=sampling.grammar,
+        logit_bias=sampling.logit_bias,
+        allowed_token_ids=sampling.allowed_token_ids,
+        bad_words=sampling.bad_words,
     )

@@ -79,6 +79,14 @@ class Sampling:
     """A constraint on the output that workers understand and nobody here; empty is none."""
     num_logprobs: int = -1
     """Alternatives per token; -1 asks for no log-probabilities."""
+    num_prompt_logprobs: int = -1
+    """Alternatives per token of the prompt; -1 asks for none of its log-probabilities."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """The only tokens that can be drawn; empty allows all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that must not be drawn one after another."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
