@@ -134,6 +134,11 @@ class RequestStream:
         return self._prompt_token_ids
 
     @property
+    def prompt_logprobs(self) -> list[generation_pb2.TokenLogprobs]:
+        """One entry per token of the prompt, complete with the first output; empty when they were not asked for."""
+        return self._prompt_logprobs.tokens if self._prompt_logprobs is not None else []
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self._prompt_token_ids)
@@ -248,9 +253,9 @@ class RequestStream:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         response = generation_pb2.GenerateResponse(request_id=self.request_id, outputs=self._pending.take())
-        if self._prompt_logprobs is not None and self._owes_prompt_logprobs:
+        if self._owes_prompt_logprobs:
             self._owes_prompt_logprobs = False
-            response.prompt_logprobs.extend(self._prompt_logprobs.tokens)
+            response.prompt_logprobs.extend(self.prompt_logprobs)
         if self._num_live == 0:
             response.usage.prompt_tokens = len(self._prompt_token_ids)
             response.usage.completion_tokens = self.num_completion_tokens
@@ -258,12 +263,12 @@ class RequestStream:
         return response
 
     def take(self) -> list[generation_pb2.CompletionDelta]:
-        """What is new since the last call, at most one delta per sequence. Raises the `QuireError` that ended it."""
-        if not self._pending and self._error is not None:
+        """What is to be said now, at most one delta per sequence. Raises the `QuireError` that ended it."""
+        if self._pending.is_due(ended=self._num_live == 0):
+            return self._pending.take()
+        if self._error is not None:
             raise self._error
-        deltas = list(self._pending.values())
-        self._pending = {}
-        return deltas
+        return []
 
     def _remaining_ms(self) -> int:
         """What is left of the deadline, at least 1; 0 without one."""
