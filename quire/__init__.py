@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quire.async_llm_engine import AsyncLLMEngine
+    from quire.beam_search_params import BeamSearchParams
     from quire.engine_args import AsyncEngineArgs, EngineArgs
     from quire.errors import QuireError
     from quire.inputs import PromptType, TextPrompt, TokensPrompt
     from quire.llm import LLM
-    from quire.outputs import CompletionOutput, Logprob, RequestOutput
+    from quire.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, Logprob, RequestOutput
     from quire.sampling_params import RequestOutputKind, SamplingParams
     from quire.structured_outputs import StructuredOutputsParams
 
@@ -17,6 +18,9 @@ __all__ = [
     "LLM",
     "AsyncEngineArgs",
     "AsyncLLMEngine",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "EngineArgs",
     "Logprob",
@@ -34,6 +38,9 @@ _MODULE_OF = {
     "LLM": "llm",
     "AsyncEngineArgs": "engine_args",
     "AsyncLLMEngine": "async_llm_engine",
+    "BeamSearchOutput": "outputs",
+    "BeamSearchParams": "beam_search_params",
+    "BeamSearchSequence": "outputs",
     "CompletionOutput": "outputs",
     "EngineArgs": "engine_args",
     "Logprob": "outputs",

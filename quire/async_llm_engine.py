@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterable
 from typing import Self
 from weakref import WeakValueDictionary
 
+from quire.beam_search_params import BeamSearchParams
 from quire.engine_args import EngineArgs
 from quire.engine_client import GenerateCall
 from quire.engine_handle import EngineHandle, default_sampling_params
@@ -117,11 +118,23 @@ class AsyncLLMEngine:
             if not stream.finished:
                 stream.abort()
 
+    async def beam_search(
+        self,
+        prompt: PromptType,
+        params: BeamSearchParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+    ) -> RequestOutput:
+        """The best `params.beam_width` continuations, best first, each with its `score`. Cancelling it ends the search."""
+        stream = await self.add_request(request_id, prompt, params, priority=priority)
+        return await anext(stream)
+
     async def add_request(
         self,
         request_id: str | None,
         prompt: PromptType,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: SamplingParams | BeamSearchParams | None = None,
         *,
         priority: int = 0,
     ) -> AsyncStream:

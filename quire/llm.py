@@ -11,11 +11,12 @@ from itertools import count
 from typing import Any, Self, cast
 
 from quire.background import background_loop
+from quire.beam_search_params import BeamSearchParams
 from quire.engine_args import EngineArgs
 from quire.engine_handle import EngineHandle, default_sampling_params
 from quire.errors import InvalidRequest, QuireError
 from quire.inputs import Message, PromptType, chat_prompt, conversations_of, prompts_of
-from quire.outputs import RequestOutput
+from quire.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, RequestOutput
 from quire.progress import Progress
 from quire.request_state import new_request
 from quire.sampling_params import RequestOutputKind, SamplingParams
@@ -29,7 +30,7 @@ class _Job:
 
     number: int
     prompt: PromptType | tokenizer_pb2.ChatPrompt
-    params: SamplingParams
+    params: SamplingParams | BeamSearchParams
     priority: int
 
 
@@ -82,7 +83,8 @@ class LLM:
         are, a window of them is under way. Raises the first `QuireError`, with a note that names the prompt, and gives
         up the rest.
         """
-        return self._run(prompts_of(prompts), sampling_params, priority, use_tqdm)
+        listed = prompts_of(prompts)
+        return self._run(listed, _one_for_each(sampling_params, len(listed)), priority, use_tqdm)
 
     def chat(
         self,
@@ -109,7 +111,19 @@ class LLM:
             )
             for conversation in conversations_of(messages)
         ]
-        return self._run(chats, sampling_params, None, use_tqdm)
+        return self._run(chats, _one_for_each(sampling_params, len(chats)), None, use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool | Callable[..., Any] = False,
+    ) -> list[BeamSearchOutput]:
+        """The best `params.beam_width` continuations of every prompt, searched for inside the engine."""
+        listed = prompts_of(prompts)
+        outputs = self._run(listed, [params] * len(listed), None, use_tqdm)
+        return self._loop.call(self._with_text(outputs))
 
     def get_tokenizer(self) -> Tokenizer:
         """The served model's tokenizer."""
@@ -127,15 +141,15 @@ class LLM:
     def _run(
         self,
         prompts: Sequence[PromptType | tokenizer_pb2.ChatPrompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        params: Sequence[SamplingParams | BeamSearchParams],
         priority: Sequence[int] | None,
         use_tqdm: bool | Callable[..., Any],
     ) -> list[RequestOutput]:
-        params = _one_for_each(sampling_params, len(prompts))
-        if priority is not None and len(priority) != len(prompts):
-            raise InvalidRequest(
-                f"priority has {len(priority)} entries for {len(prompts)} prompts", field="priority"
-            )
+        for field, values in (("sampling_params", params), ("priority", priority)):
+            if values is not None and len(values) != len(prompts):
+                raise InvalidRequest(
+                    f"{field} has {len(values)} entries for {len(prompts)} prompts", field=field
+                )
         jobs = [
             _Job(number, prompt, params[number], priority[number] if priority is not None else 0)
             for number, prompt in enumerate(prompts)
@@ -189,17 +203,32 @@ class LLM:
         assert output is not None, "a call that ends well ends with a finished output"
         return output
 
+    async def _with_text(self, outputs: Sequence[RequestOutput]) -> list[BeamSearchOutput]:
+        """Beams as vLLM has them: each with its prompt."""
+        found: list[BeamSearchOutput] = []
+        for output in outputs:
+            beams = [_beam(output, each) for each in output.outputs]
+            texts = await asyncio.gather(*(self._client.detokenize(beam.tokens) for beam in beams))
+            found.append(
+                BeamSearchOutput([replace(beam, text=text) for beam, text in zip(beams, texts, strict=True)])
+            )
+        return found
+
+
+def _beam(output: RequestOutput, each: CompletionOutput) -> BeamSearchSequence:
+    assert each.score is not None, "a beam has a score"
+    assert each.cumulative_logprob is not None, "and what it was made from"
+    tokens = [*(output.prompt_token_ids or ()), *each.token_ids]
+    return BeamSearchSequence(
+        tokens, each.cumulative_logprob, each.score, each.text, each.finish_reason, each.stop_reason
+    )
+
 
 def _one_for_each(
     params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
 ) -> list[SamplingParams]:
     """Parameters of each prompt, whose one message comes at its end."""
     if isinstance(params, Sequence):
-        if len(params) != num_prompts:
-            raise InvalidRequest(
-                f"sampling_params has {len(params)} entries for {num_prompts} prompts",
-                field="sampling_params",
-            )
         return [replace(each, output_kind=RequestOutputKind.FINAL_ONLY) for each in params]
     one = replace(params or default_sampling_params(), output_kind=RequestOutputKind.FINAL_ONLY)
     return [one] * num_prompts

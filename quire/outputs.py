@@ -30,6 +30,8 @@ class CompletionOutput:
     """"stop", "length" or "abort"; None while it lives."""
     stop_reason: int | str | None = None
     """The stop token or the stop string that ended it; None for an end of sequence."""
+    score: float | None = None
+    """Of a beam search: `cumulative_logprob` over the number of tokens to the power of `length_penalty`."""
 
     def finished(self) -> bool:
         """Whether nothing more comes."""
@@ -51,3 +53,27 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int | None = None
     """Tokens of the prompt that the prefix cache had; None before the end."""
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """One beam, prompt and continuation together."""
+
+    tokens: list[int]
+    """The prompt's token ids, then the beam's."""
+    cum_logprob: float
+    """Of the beam's tokens."""
+    score: float
+    """`cum_logprob` over the number of the beam's tokens to the power of `length_penalty`."""
+    text: str
+    """Of all tokens, special ones included."""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """What a beam search found for one prompt."""
+
+    sequences: list[BeamSearchSequence]
+    """Best first."""

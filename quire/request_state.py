@@ -5,6 +5,7 @@ The hot path of every stream: one `add` per message. Knows no call.
 
 from collections.abc import Iterable
 
+from quire.beam_search_params import BeamSearchParams
 from quire.inputs import PromptType, set_prompt
 from quire.outputs import CompletionOutput, Logprob, RequestOutput
 from quire.sampling_params import RequestOutputKind, SamplingParams
@@ -22,6 +23,7 @@ class _Sequence:
         "finish_reason",
         "index",
         "logprobs",
+        "score",
         "stop_reason",
         "text",
         "token_ids",
@@ -35,6 +37,7 @@ class _Sequence:
         self.cumulative_logprob = 0.0 if has_logprobs else None
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.score: float | None = None
 
     def take(self, delta: generation_pb2.CompletionDelta) -> None:
         """Adds what is new."""
@@ -46,6 +49,8 @@ class _Sequence:
             self.finish_reason = _FINISH_REASONS[delta.finish_reason]
             which = delta.WhichOneof("stop_reason")
             self.stop_reason = getattr(delta, which) if which is not None else None
+            if delta.HasField("score"):
+                self.score, self.cumulative_logprob = delta.score, delta.cumulative_logprob
 
     def so_far(self) -> CompletionOutput:
         """All of it, as a copy that does not change any more."""
@@ -57,6 +62,7 @@ class _Sequence:
             self.logprobs.copy() if self.logprobs is not None else None,
             self.finish_reason,
             self.stop_reason,
+            self.score,
         )
 
     def since(self, text_len: int, num_tokens: int) -> CompletionOutput:
@@ -69,6 +75,7 @@ class _Sequence:
             self.logprobs[num_tokens:] if self.logprobs is not None else None,
             self.finish_reason,
             self.stop_reason,
+            self.score,
         )
 
     def _take_logprobs(self, delta: generation_pb2.CompletionDelta) -> None:
@@ -82,7 +89,7 @@ class _Sequence:
 def new_request(
     request_id: str,
     prompt: PromptType,
-    params: SamplingParams,
+    params: SamplingParams | BeamSearchParams,
     *,
     model: str,
     priority: int,
@@ -92,10 +99,14 @@ def new_request(
 
     `prompt_text` is the text of a prompt that is sent as token ids.
     """
-    request = generation_pb2.GenerateRequest(
-        request_id=request_id, model=model, sampling_params=params.to_proto(), priority=priority
-    )
-    if params.output_kind is RequestOutputKind.CUMULATIVE:
+    request = generation_pb2.GenerateRequest(request_id=request_id, model=model, priority=priority)
+    if isinstance(params, BeamSearchParams):
+        request.beam_search_params.CopyFrom(params.to_proto())
+        n, has_logprobs, kind = params.beam_width, False, RequestOutputKind.FINAL_ONLY
+    else:
+        request.sampling_params.CopyFrom(params.to_proto())
+        n, has_logprobs, kind = params.n, params.logprobs is not None, params.output_kind
+    if kind is RequestOutputKind.CUMULATIVE:
         # What was said once is not sent again: it is kept here.
         request.sampling_params.output_kind = sampling_pb2.REQUEST_OUTPUT_KIND_DELTA
     text = set_prompt(request, prompt)
@@ -103,9 +114,9 @@ def new_request(
         request_id,
         prompt=text if text is not None else prompt_text,
         prompt_token_ids=list(request.token_ids.ids) if text is None else None,
-        n=params.n,
-        has_logprobs=params.logprobs is not None,
-        kind=params.output_kind,
+        n=n,
+        has_logprobs=has_logprobs,
+        kind=kind,
     )
     return request, state
 
