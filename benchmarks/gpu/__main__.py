@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.gpu.case import CASES, GROUPS
 from benchmarks.gpu.part import Device, Options, probe, run_parts
-from benchmarks.gpu.result import RESULTS, SHARE_OF_PLAIN, SHARE_OF_WORKER, Row, commit, merge_rows, table
+from benchmarks.gpu.result import RESULTS, SHARES, Row, commit, merge_rows, table
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
 
 def _measured_case(row: Row) -> str:
     """The case that a row is of, or that a share was computed for."""
-    return row.case.removesuffix(SHARE_OF_WORKER).removesuffix(SHARE_OF_PLAIN)
+    share = next((share for share in SHARES if row.case.endswith(share)), "")
+    return row.case.removesuffix(share)
 
 
 def _device_rows(device: Device) -> list[Row]:

@@ -56,7 +56,9 @@ CASES: dict[str, Case] = {
     "D-qwen2.5": _worker(QWEN2_5_7B, "D (Qwen2.5-7B)", "single"),
     "E-qwen2.5": _worker(QWEN2_5_7B, "E (Qwen2.5-7B)", "prefill"),
     "B-front-door": _stack(QWEN3_0_6B, "B (Qwen3-0.6B)", "chat"),
+    "B-http": _stack(QWEN3_0_6B, "B (Qwen3-0.6B)", "chat_http"),
     "C-front-door": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat"),
+    "C-http": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat_http"),
     "C-poisson": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "poisson"),
     "start": Case(place=Place.START, model=LLAMA_3_1_8B, title="Start (Llama-3.1-8B)", measure="start"),
     "A-peer": _peer(QWEN3_0_6B, "A (Qwen3-0.6B)", "uniform"),
@@ -65,7 +67,7 @@ CASES: dict[str, Case] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "worker": ("A", "A-sampled", "B", "C", "D", "E", "long-context", "cached-prompt"),
-    "front-door": ("B-front-door", "C-front-door", "C-poisson"),
+    "front-door": ("B-front-door", "B-http", "C-front-door", "C-http", "C-poisson"),
     "start-and-peer": ("start", "A-peer", "C-peer"),
     "other-shapes": ("C-mistral", "D-mistral", "E-mistral", "C-qwen2.5", "D-qwen2.5", "E-qwen2.5"),
 }

@@ -1,8 +1,7 @@
-"""Streaming gRPC clients in processes of their own: they ask, note when each message came, and parse afterwards.
+"""Streaming clients in processes of their own: they ask, note when each message came, and parse afterwards.
 
-While a run lasts, a client does nothing per message but read the clock and keep the bytes. Requests go round-robin over
-several connections, because the kernel spreads connections, not calls, over the processes that share the port. Knows
-the front door's address and no process behind it.
+While a run lasts, a client does nothing per message but read the clock and keep the bytes. Knows the front door's address
+and no process behind it; `grpc_stream` and `sse_stream` know how to speak.
 """
 
 import asyncio
@@ -12,20 +11,15 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-import grpc
 import uvloop
 
+from benchmarks.gpu.grpc_stream import GrpcStreams
+from benchmarks.gpu.sse_stream import SseStreams
 from benchmarks.gpu.workload import Ask
-from quire.bench.backend import grpc_trace
 from quire.bench.trace import Trace
-from quire.rpc.channel import open_channel
-from quire.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2, tokenizer_pb2
 
-_GENERATE = "/quire.v1.GenerationService/Generate"
-_READY_POLL_S = 0.05
 _READY_TIMEOUT_S = 60.0
 _RUN_TIMEOUT_S = 400.0
-_MAX_CHANNELS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +35,10 @@ class ClientsFailed(Exception):
 
 
 def run_clients(address: str, asks: list[Ask], load: Load, num_processes: int) -> list[Trace]:
-    """Runs the requests from up to `num_processes` processes; blocks; traces in the order of the requests."""
+    """Runs the requests from up to `num_processes` processes; blocks; traces in the order of the requests.
+
+    An address that begins with http:// is asked for completions over HTTP, any other one over gRPC.
+    """
     context = multiprocessing.get_context("spawn")
     num_processes = min(num_processes, load.num_streams, len(asks))
     shared = _Shared(
@@ -90,7 +87,7 @@ def _client_process(
 ) -> None:
     client = _Client(address, asks, load, shared, number, num_processes)
     uvloop.run(client.run())
-    sender.send({index: grpc_trace(*seen) for index, seen in client.seen.items()})
+    sender.send(client.traces())
 
 
 class _Client:
@@ -99,22 +96,20 @@ class _Client:
     def __init__(
         self, address: str, asks: list[Ask], load: Load, shared: _Shared, number: int, num_processes: int
     ) -> None:
-        self._address = address
-        self._messages = [_request(ask) for ask in asks]
+        num_own = -(-load.num_streams // num_processes)
+        streams = SseStreams if address.startswith("http://") else GrpcStreams
+        self._streams = streams(address, num_own)
+        self._messages = [self._streams.encode(ask) for ask in asks]
         self._load = load
         self._shared = shared
         self._number = number
         self._num_processes = num_processes
-        self._calls: list[Any] = []
-        self.seen: dict[int, tuple[float, list[float], list[bytes]]] = {}
+        self._seen: dict[int, tuple[float, list[float], list[bytes]]] = {}
         """By request: when it was sent, and when each message came with what bytes."""
 
     async def run(self) -> None:
         """Connects, waits for the others, and asks."""
-        num_own = -(-self._load.num_streams // self._num_processes)
-        channels = [open_channel(self._address) for _ in range(min(_MAX_CHANNELS, num_own))]
-        await asyncio.gather(*(_until_ready(channel) for channel in channels))
-        self._calls = [channel.unary_stream(_GENERATE) for channel in channels]
+        await self._streams.open()
         gc.collect()
         gc.disable()
         await asyncio.to_thread(self._shared.barrier.wait)
@@ -127,7 +122,11 @@ class _Client:
             await asyncio.gather(
                 *(self._ask_at(index, start + self._load.arrivals_s[index]) for index in own)
             )
-        await asyncio.gather(*(channel.close() for channel in channels))
+        await self._streams.close()
+
+    def traces(self) -> dict[int, Trace]:
+        """What was seen, by request."""
+        return {index: self._streams.trace(*seen) for index, seen in self._seen.items()}
 
     async def _loop(self) -> None:
         """One stream of a closed loop."""
@@ -145,31 +144,5 @@ class _Client:
         await self._ask(index)
 
     async def _ask(self, index: int) -> None:
-        times: list[float] = []
-        messages: list[bytes] = []
-        call = self._calls[index % len(self._calls)]
         sent = monotonic()
-        async for message in call(self._messages[index]):
-            times.append(monotonic())
-            messages.append(message)
-        self.seen[index] = (sent, times, messages)
-
-
-async def _until_ready(channel: grpc.aio.Channel) -> None:
-    """Until the process at the other end of this connection has a scheduler with a worker."""
-    stub = generation_pb2_grpc.GenerationServiceStub(channel)
-    async with asyncio.timeout(_READY_TIMEOUT_S):
-        while True:
-            answer = await stub.ListModels(generation_pb2.ListModelsRequest(), wait_for_ready=True)
-            if any(model.ready for model in answer.models):
-                return
-            await asyncio.sleep(_READY_POLL_S)
-
-
-def _request(ask: Ask) -> bytes:
-    return generation_pb2.GenerateRequest(
-        token_ids=tokenizer_pb2.TokenIds(ids=ask.prompt_token_ids),
-        sampling_params=sampling_pb2.SamplingParams(
-            max_tokens=ask.num_out, seed=ask.seed, ignore_eos=True, **ask.sampling
-        ),
-    ).SerializeToString()
+        self._seen[index] = (sent, *await self._streams.ask(index, self._messages[index]))

@@ -16,11 +16,15 @@ FRONT_DOOR = " through the front door"
 """What the name of a case gains when it is measured through the whole stack."""
 
 SHARE_OF_WORKER = ", share of the worker alone"
+HTTP = " over HTTP"
+"""What the name of a front-door case gains when its clients speak HTTP."""
+SHARE_OF_GRPC = ", share of gRPC"
 SAMPLED = ", top-p, top-k, penalties"
 """What the name of a case gains when its requests use every mask and penalty."""
 SHARE_OF_PLAIN = ", share without them"
 
-_SHARES = {FRONT_DOOR: SHARE_OF_WORKER, SAMPLED: SHARE_OF_PLAIN}
+_SHARES = {FRONT_DOOR: SHARE_OF_WORKER, HTTP: SHARE_OF_GRPC, SAMPLED: SHARE_OF_PLAIN}
+SHARES = tuple(_SHARES.values())
 """For each kind of variant, how the row that compares it with the plain case is named."""
 
 

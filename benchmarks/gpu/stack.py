@@ -35,7 +35,8 @@ class Stack:
         )
         self._children: list[Child] = [self._scheduler]
         self.address = ""
-        """Of the front door."""
+        """Of the front door's gRPC side."""
+        self.http_address = ""
 
     async def start(self) -> None:
         """Starts every process and waits until the worker is registered."""
@@ -43,12 +44,13 @@ class Stack:
         address = self._scheduler.facts["grpc"]
         self._scheduler.pin("--grpc-port", address.rpartition(":")[2])
         worker = Child("worker", "quire_worker", [*self._flags, "--scheduler", address])
-        first = self._tokenizer(0, address, "0")
+        first = self._tokenizer(0, address, "0", "0")
         self._children += [worker, first]
         await asyncio.gather(worker.start(), first.start())
         self.address = first.facts["grpc"]
-        port = self.address.rpartition(":")[2]
-        others = [self._tokenizer(number, address, port) for number in range(1, self._num_tokenizers)]
+        self.http_address = first.facts["http"]
+        ports = [each.rpartition(":")[2] for each in (self.address, self.http_address)]
+        others = [self._tokenizer(number, address, *ports) for number in range(1, self._num_tokenizers)]
         self._children += others
         await asyncio.gather(*(each.start() for each in others))
         await self._until_registered()
@@ -75,11 +77,10 @@ class Stack:
         """CPU time that each process has used."""
         return {child.name: _cpu_seconds(child.pid) for child in self._children}
 
-    def _tokenizer(self, number: int, scheduler: str, port: str) -> Child:
+    def _tokenizer(self, number: int, scheduler: str, grpc_port: str, http_port: str) -> Child:
+        ports = ["--grpc-port", grpc_port, "--port", http_port, "--reuse-port"]
         return Child(
-            f"tokenizer {number}",
-            "quire_tokenizer",
-            [*self._text_flags, "--scheduler", scheduler, "--grpc-port", port, "--port", "0", "--reuse-port"],
+            f"tokenizer {number}", "quire_tokenizer", [*self._text_flags, "--scheduler", scheduler, *ports]
         )
 
     async def _until_registered(self) -> None:

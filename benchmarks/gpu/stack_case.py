@@ -1,4 +1,4 @@
-"""What is measured through the whole stack: streaming gRPC clients in other processes, closed loops and Poisson arrivals.
+"""What is measured through the whole stack: streaming clients in other processes, closed loops and Poisson arrivals.
 
 The scheduler is restarted before every repetition, so that each begins with an empty prefix cache. Token counts are
 checked at the client and at the scheduler.
@@ -13,7 +13,7 @@ from statistics import median
 from benchmarks.gpu import workload
 from benchmarks.gpu.client import Load, run_clients
 from benchmarks.gpu.floor import Floor
-from benchmarks.gpu.result import FRONT_DOOR, Row
+from benchmarks.gpu.result import FRONT_DOOR, HTTP, Row
 from benchmarks.gpu.stack import Stack
 from benchmarks.gpu.trace import Summary
 from benchmarks.gpu.workload import Ask, Size
@@ -55,6 +55,17 @@ class StackCases:
             *self._closed_loop(title, asks[: workload.NUM_LONE_REQUESTS], 1, "1 stream", repeats=1),
         ]
 
+    def chat_http(self, title: str) -> list[Row]:
+        """The closed loops of 256 and 1,000 over `/v1/completions` with server-sent events."""
+        asks = workload.chat(self._size, self._seed)
+        over, address = HTTP, self._stack.http_address
+        self._run(asks[:_NUM_WARM_UP_REQUESTS], Load(num_streams=_NUM_WARM_UP_REQUESTS), "warm-up", address)
+        some = self._size.count(256)
+        return [
+            *self._closed_loop(title, asks, len(asks), f"{len(asks)} streams", over=over, address=address),
+            *self._closed_loop(title, asks, some, f"{some} streams", over=over, address=address),
+        ]
+
     def poisson(self, title: str) -> list[Row]:
         """The same requests, arriving at random at 20 a second."""
         asks = workload.chat(self._size, self._seed)
@@ -67,27 +78,39 @@ class StackCases:
         return _latency_rows(title + FRONT_DOOR, name, summary)
 
     def _closed_loop(
-        self, title: str, asks: list[Ask], num_streams: int, load: str, repeats: int | None = None
+        self,
+        title: str,
+        asks: list[Ask],
+        num_streams: int,
+        load: str,
+        *,
+        repeats: int | None = None,
+        over: str = "",
+        address: str | None = None,
     ) -> list[Row]:
         """Throughput, the median of all repetitions; latencies, of the repetition with that throughput."""
-        runs = [self._run(asks, Load(num_streams=num_streams), load) for _ in range(repeats or self._repeats)]
+        case = title + FRONT_DOOR + over
+        runs = [
+            self._run(asks, Load(num_streams=num_streams), load + over, address)
+            for _ in range(repeats or self._repeats)
+        ]
         runs.sort(key=lambda run: run.tokens_per_s)
         middle = runs[len(runs) // 2]
         return [
             Row(
-                case=title + FRONT_DOOR,
+                case=case,
                 load=load,
                 value=median(run.tokens_per_s for run in runs),
                 unit="tok/s",
                 floor=workload.num_tokens_out(asks) / self._floor.workload_s(asks, num_streams),
             ),
-            *_latency_rows(title + FRONT_DOOR, load, middle),
+            *_latency_rows(case, load, middle),
         ]
 
-    def _run(self, asks: list[Ask], load: Load, name: str) -> Summary:
+    def _run(self, asks: list[Ask], load: Load, name: str, address: str | None = None) -> Summary:
         self._runner.run(self._stack.restart_scheduler())
         before, start = self._cpu_seconds(), time.perf_counter()
-        traces = run_clients(self._stack.address, asks, load, self._num_clients)
+        traces = run_clients(address or self._stack.address, asks, load, self._num_clients)
         after, seconds = self._cpu_seconds(), time.perf_counter() - start
         brought = [sum(trace.counts) for trace in traces]
         assert brought == [ask.num_out for ask in asks], "a request brought another number of tokens"

@@ -11,6 +11,7 @@ from benchmarks.gpu.agreement.conservation import check_conservation
 from benchmarks.gpu.floor import Floor, Rates
 from benchmarks.gpu.model import LLAMA_3_1_8B, MODELS, QWEN3_0_6B, tiny
 from benchmarks.gpu.result import FRONT_DOOR, SHARE_OF_WORKER, Row, merge_rows, read_rows
+from benchmarks.gpu.sse_stream import SseStreams
 from benchmarks.gpu.trace import Summary, Trace
 from benchmarks.gpu.worker_alone import WorkerAlone
 from benchmarks.gpu.worker_case import WorkerCases
@@ -75,6 +76,18 @@ def test_summary_counts_gaps_and_merged_messages() -> None:
     assert summary.merged_share == 0.25
     assert summary.ttft_s(99) == pytest.approx(0.5)
     assert (summary.itl_s(0), summary.itl_s(99)) == (0.5, 2.0)
+
+
+def test_a_stream_of_events_is_taken_apart_after_the_run() -> None:
+    texts = ['{"choices": [{"text": "a"}]}', '{"choices": [{"text": "bc"}]}']
+    usage = '{"choices": [], "usage": {"completion_tokens": 3}}'
+    chunks = [f"data: {event}\n\n".encode() for event in (*texts, usage, "[DONE]")]
+    first, *rest = [b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks]
+    pieces = [b"HTTP/1.1 200 OK\r\n\r\n" + first, b"".join(rest) + b"0\r\n\r\n"]
+    trace = SseStreams.trace(1.0, [2.0, 3.0], pieces)
+    assert (trace.times_s, trace.counts, trace.num_chars) == ([2.0, 3.0], [1, 2], 3)
+    with pytest.raises(ValueError, match="400 Bad"):
+        SseStreams.trace(1.0, [2.0], [b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 
 
 def test_a_row_replaces_its_predecessor_and_shares_follow(tmp_path: Path) -> None:
