@@ -41,6 +41,7 @@ def test_none_and_what_there_is_anyway_are_no_settings() -> None:
         ({"enable_lora": True}, "enable_lora", "not built yet"),
         ({"reuse_port": True}, "reuse_port", "no such argument"),
         ({"tls": True}, "tls", "needs address"),
+        ({"api_key_file": "/keys"}, "api_key_file", "needs api_key"),
         ({"address": "host:1", "max_num_seqs": 4}, "max_num_seqs", "running stack"),
     ],
 )
@@ -55,11 +56,13 @@ def test_a_program_of_ones_own_takes_the_flags_of_an_engine_beside_its_own() -> 
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=8000)
     AsyncEngineArgs.add_cli_args(parser)
-    read = parser.parse_args(["--port", "9", "--model", "/models/small", "--no-enable-prefix-caching"])
+    read = parser.parse_args(
+        ["--port", "9", "--model", "/models/small", "--no-enable-prefix-caching", "--max-num-seqs=3"]
+    )
     args = AsyncEngineArgs.from_cli_args(read)
     assert (read.host, read.port) == ("0.0.0.0", 9)
     assert args.model == "/models/small"
-    assert args.engine_args == {"enable_prefix_caching": False}
+    assert args.engine_args == {"enable_prefix_caching": False, "max_num_seqs": 3}
 
 
 def test_an_address_makes_model_the_name_of_a_served_one() -> None:

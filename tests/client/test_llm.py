@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.errors import ConfigError, InvalidRequest
+from quire.errors import ConfigError, InvalidRequest, Unauthenticated
 
 _GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
@@ -157,6 +157,22 @@ def test_another_llm_attaches_to_the_running_stack_and_leaves_it_running(llm: LL
     with LLM(address=llm.address) as attached:
         assert attached.generate("ROMEO:\n", _GREEDY, use_tqdm=False)[0].outputs[0] == expected
     assert llm.generate("ROMEO:\n", _GREEDY, use_tqdm=False)[0].outputs[0] == expected
+
+
+def test_a_stack_with_a_key_is_open_to_its_own_program_and_to_those_who_have_it() -> None:
+    with LLM(api_key="secret", max_num_seqs=4) as keyed:
+        expected = keyed.generate("ROMEO:\n", _GREEDY, use_tqdm=False)[0].outputs
+        with LLM(address=keyed.address, api_key="secret") as attached:
+            assert attached.generate("ROMEO:\n", _GREEDY, use_tqdm=False)[0].outputs == expected
+        for key in (None, "another"):
+            with LLM(address=keyed.address, api_key=key) as stranger:
+                with pytest.raises(Unauthenticated):
+                    stranger.generate("ROMEO:\n", _GREEDY, use_tqdm=False)
+
+
+def test_without_parameters_sixteen_tokens_come_at_most(llm: LLM) -> None:
+    (output,) = llm.generate("ROMEO:\n", use_tqdm=False)
+    assert 1 <= len(output.outputs[0].token_ids) <= 16
 
 
 def test_a_stack_that_cannot_start_is_an_error_and_leaves_no_process() -> None:
