@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import SMALLEST_TEMPERATURE, SamplingParams
 from quire.sampling_rules import require
 from quire.v1 import beam_search_pb2
 
@@ -82,7 +82,7 @@ class BeamSearchParams:
         vocab_size: int,
         eos_token_ids: Iterable[int],
     ) -> "BeamSearchParams":
-        """These parameters with `max_tokens` set, for a prompt of `prompt_len` tokens. Raises `InvalidRequest` for more
+        """These parameters as they count, `max_tokens` set, for a prompt of `prompt_len` tokens. Raises `InvalidRequest` for more
         beams than can run, or than the vocabulary can tell apart.
         """
         require(
@@ -100,7 +100,11 @@ class BeamSearchParams:
             f"must be at most {widest} for a vocabulary of {vocab_size} with {num_eos} end-of-sequence tokens",
         )
         room = max(1, max_model_len - prompt_len)
-        return replace(self, max_tokens=min(room, self.max_tokens or room))
+        return replace(
+            self,
+            max_tokens=min(room, self.max_tokens or room),
+            temperature=max(self.temperature, SMALLEST_TEMPERATURE) if self.temperature else 0.0,
+        )
 
     def text_params(self) -> SamplingParams:
         """What of it decides how a found beam becomes text, as the sampling parameters of as many sequences."""

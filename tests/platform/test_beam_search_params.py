@@ -62,6 +62,11 @@ def test_context_caps_max_tokens() -> None:
     assert BeamSearchParams(beam_width=2, max_tokens=4).resolve(**_SIZES).max_tokens == 4
 
 
+def test_temperature_counts_as_in_sampling() -> None:
+    assert BeamSearchParams(beam_width=2, temperature=1e-30).resolve(**_SIZES).temperature == 0.01
+    assert BeamSearchParams(beam_width=2).resolve(**_SIZES).temperature == 0.0
+
+
 @pytest.mark.parametrize(
     ("width", "sizes", "rule"),
     [(9, {}, "max_num_seqs=8"), (8, {"vocab_size": 23}, "at most 7 for a vocabulary of 23 with 2")],

@@ -4,6 +4,8 @@ A row belongs to the sequence of the step's snapshot, whatever its slot holds by
 meanwhile keeps the token (the step ran before its blocks were granted again); one that has ended drops it.
 """
 
+from collections.abc import Iterable
+
 from quire.wire.result import StepResult
 from quire_scheduler.core.beam_group import BeamGroup
 from quire_scheduler.core.beam_search import Candidates
@@ -146,19 +148,18 @@ def _enter_candidates(
         beams = leader.request.beams
         if beams is None or leader.status is not Status.RUNNING:
             continue  # the search has ended or started over
-        rows = [candidates.get(id(beam), []) for beam in beams.by_place]
-        num_due = beams.search.num_candidates
-        if any(len(row) != num_due for row in rows):
-            return (
-                f"{leader} brought {[len(row) for row in rows]} candidates per beam where {num_due} are due"
-            )
+        columns = [candidates.get(id(beam), ([], [])) for beam in beams.by_place]
+        counts, num_due = [len(token_ids) for token_ids, _logprobs in columns], beams.search.num_candidates
+        if any(count != num_due for count in counts):
+            return f"{leader} brought {counts} candidates per beam where {num_due} are due"
         for beam in beams.by_place:
             group.kv.offer_full_blocks(beam, beam.num_computed)
+        rows = [zip(token_ids, logprobs, strict=True) for token_ids, logprobs in columns]
         counters.num_generated_tokens += _choose(leader.request, beams, rows, ledger)
     return ""
 
 
-def _choose(request: Request, beams: BeamGroup, rows: list[Candidates], ledger: Ledger) -> int:
+def _choose(request: Request, beams: BeamGroup, rows: Iterable[Candidates], ledger: Ledger) -> int:
     """Returns how many tokens that brought."""
     if request.traced and not request.has_answered:
         request.has_answered = True
@@ -169,14 +170,13 @@ def _choose(request: Request, beams: BeamGroup, rows: list[Candidates], ledger: 
     return num_beams or request.sampling.n
 
 
-def _candidates_of(step: Step, result: StepResult) -> dict[int, Candidates]:
-    """(token, log-probability) pairs by the identity of their row's sequence."""
-    pairs = list(zip(result.candidate_ids, result.candidate_logprobs, strict=True))
-    candidates: dict[int, Candidates] = {}
+def _candidates_of(step: Step, result: StepResult) -> dict[int, tuple[list[int], list[float]]]:
+    """(tokens, log-probabilities) by the identity of their row's sequence."""
+    candidates: dict[int, tuple[list[int], list[float]]] = {}
     at = 0
     for row, num in zip(result.candidate_rows, result.candidate_lens, strict=True):
-        candidates[id(step.rows[row])] = pairs[at : at + num]
-        at += num
+        start, at = at, at + num
+        candidates[id(step.rows[row])] = result.candidate_ids[start:at], result.candidate_logprobs[start:at]
     return candidates
 
 

@@ -9,6 +9,7 @@ A beam search that gives up its blocks starts over, and comes to the same beams:
 Knows nothing of scores (see `beam_search`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from quire_scheduler.core.beam_search import BeamSearch, Candidates, Choice
@@ -72,14 +73,14 @@ class BeamGroup:
         """The beams in policy order."""
         return sorted(self.by_place, key=lambda beam: beam.order)
 
-    def choose(self, candidates: list[Candidates]) -> int:
+    def choose(self, candidates: Iterable[Candidates]) -> int:
         """Enters the candidates of every beam, by place, and makes the beams of the next step.
 
         Returns how many there are: 0 when the search is over.
         """
         max_tokens = self.max_len - self._leader.num_prompt
         outputs = [beam.output_token_ids for beam in self.by_place]
-        choices = self.search.choose(outputs, candidates, max_tokens)
+        choices = self.search.choose(outputs, list(candidates), max_tokens)
         if choices:
             self._succeed(choices)
         return len(choices)
@@ -103,10 +104,13 @@ class BeamGroup:
     def _succeed(self, choices: list[Choice]) -> None:
         """Gives each choice a sequence: its parent itself for the first of a parent, else one that is not continued."""
         parents = [self.by_place[choice.parent] for choice in choices]
+        continued: set[Sequence] = set()
+        going_on = set(parents)
+        spare = [beam for beam in self.by_place if beam not in going_on]
         heirs: list[Sequence] = []
-        spare = [beam for beam in self.by_place if beam not in parents]
         for parent in parents:
-            heirs.append(parent if parent not in heirs else self._copy(parent, spare))
+            heirs.append(self._copy(parent, spare) if parent in continued else parent)
+            continued.add(parent)
         self.pending = [
             Succession(parent.slot, heir, choice.token)
             for parent, heir, choice in zip(parents, heirs, choices, strict=True)

@@ -6,13 +6,16 @@ those that end count only among the first `beam_width`, and the rest of the list
 on. Pure: knows no sequence, no block and no step.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from quire_scheduler.core.request import FinishReason
 
-Candidates = Sequence[tuple[int, float]]
+Candidates = Iterable[tuple[int, float]]
 """The likeliest next tokens of one beam, each with its log-probability, best first."""
 
 EarlyStopping = bool | Literal["never"]
@@ -84,14 +87,15 @@ class BeamSearch:
         return [Choice(parent, token) for _score, parent, token in going_on]
 
     def _best(self, candidates: Sequence[Candidates]) -> list[tuple[float, int, int]]:
-        """(score, place of the parent, token) of the best candidates of all beams."""
-        scored = [
-            (score + logprob, parent, token)
+        """(score, place of the parent, token) of the best candidates of all beams.
+
+        Rows are merged no further than that: wide searches bring far more than is chosen from.
+        """
+        rows = [
+            _scored(score, parent, row)
             for parent, (score, row) in enumerate(zip(self._scores, candidates, strict=True))
-            for token, logprob in row
         ]
-        scored.sort(key=lambda each: -each[0])
-        return scored[: self.num_candidates]
+        return list(islice(merge(*rows, key=lambda each: -each[0]), self.num_candidates))
 
     def _hypothesis(self, outputs: Sequence[Sequence[int]], ended: tuple[float, int, int]) -> Hypothesis:
         logprob, parent, token = ended
@@ -113,7 +117,15 @@ class BeamSearch:
         return hoped <= self.hypotheses[-1].score
 
     def _score(self, logprob: float, output_len: int) -> float:
-        return logprob / output_len**self._params.length_penalty
+        try:
+            divisor = float(output_len) ** self._params.length_penalty
+        except OverflowError:
+            divisor = math.inf
+        return logprob / divisor if divisor else logprob * math.inf if logprob else 0.0
+
+
+def _scored(score: float, parent: int, row: Candidates) -> Iterable[tuple[float, int, int]]:
+    return ((score + logprob, parent, token) for token, logprob in row)
 
 
 def num_candidates(beam_width: int, num_eos_tokens: int) -> int:
