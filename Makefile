@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(wildcard protos/quire/v1/*.proto)
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help run test clients check protos bench bench-gpu load clean
+.PHONY: help run test clients check protos bench bench-gpu load fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -48,6 +48,10 @@ bench-gpu:  ## every workload on one GPU beside its floor, in four commands; CAS
 load:  ## ab, wrk and Locust, each once against the shipped model; says which of them is missing
 	@$(PYTHON) deploy/bootstrap.py check
 	@$(BIN)/python -m pytest -s tests/bench/test_load_tools.py $(ARGS)
+
+fuzz:  ## 20,000 malformed and boundary requests over HTTP and gRPC beside good ones; NUM=... sends another number
+	@$(PYTHON) deploy/bootstrap.py test
+	@QUIRE_NUM_FUZZ_REQUESTS=$(or $(NUM),20000) $(BIN)/python -m pytest -s --timeout 3600 tests/fuzz $(ARGS)
 
 clean:  ## remove what was installed and built
 	rm -rf .venv .venv-litellm build dist .pytest_cache .ruff_cache .hypothesis

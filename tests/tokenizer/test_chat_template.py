@@ -48,6 +48,15 @@ def test_template_that_drops_the_last_message_cannot_be_continued() -> None:
     assert refused.value.field == "chat.continue_final_message"
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_number_that_json_does_not_have_is_refused_by_name(number: float) -> None:
+    chat = tokenizer_pb2.ChatPrompt()
+    chat.chat_template_kwargs["depth"] = number
+    with pytest.raises(InvalidRequest, match="every number must be finite") as refused:
+        Conversation.from_proto(chat)
+    assert refused.value.field == "chat.chat_template_kwargs"
+
+
 def test_template_reaches_nothing_outside_its_sandbox() -> None:
     for source in (
         "{{ ''.__class__.__mro__ }}",

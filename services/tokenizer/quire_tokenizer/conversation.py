@@ -31,7 +31,14 @@ class Conversation:
     @classmethod
     def from_proto(cls, chat: tokenizer_pb2.ChatPrompt) -> "Conversation":
         """The conversation of a message. Raises `InvalidRequest`."""
-        variables = MessageToDict(chat.chat_template_kwargs)
+        try:
+            variables = MessageToDict(chat.chat_template_kwargs)
+        except ValueError as error:
+            # JSON, which templates are given, has no NaN and no infinity.
+            raise InvalidRequest(
+                f"chat.chat_template_kwargs: every number must be finite: {error}",
+                field="chat.chat_template_kwargs",
+            ) from error
         if chat.tools_json:
             variables["tools"] = _tools(chat.tools_json)
         return cls(
