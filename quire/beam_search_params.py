@@ -45,6 +45,10 @@ class BeamSearchParams:
             0 <= self.temperature < math.inf, "temperature", self.temperature, "must be at least 0 and finite"
         )
         require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be finite")
+        # Lengths to a higher power overflow; such a score would say nothing anyway.
+        require(
+            -10 <= self.length_penalty <= 10, "length_penalty", self.length_penalty, "must be from -10 to 10"
+        )
         require(
             self.early_stopping in (True, False, "never"),
             "early_stopping",

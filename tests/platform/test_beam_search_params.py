@@ -25,6 +25,8 @@ _SIZES: dict[str, Any] = {
         ("temperature", float("inf")),
         ("length_penalty", float("nan")),
         ("length_penalty", None),
+        ("length_penalty", 10.5),
+        ("length_penalty", -1e9),
         ("early_stopping", "always"),
         ("ignore_eos", 1),
         ("include_stop_str_in_output", "yes"),
