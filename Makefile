@@ -35,9 +35,9 @@ protos:  ## generate quire/v1 from protos/
 	@$(PYTHON) deploy/bootstrap.py check
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
-bench:  ## figures without a GPU: footprint, scheduler step and process, streaming rate, CPU serving; CASES=... picks some
+bench:  ## figures without a GPU: footprint, scheduler step and process, streaming rates, CPU serving; CASES=... picks some
 	@$(PYTHON) deploy/bootstrap.py test
-	@for each in $(or $(CASES),footprint scheduler_step scheduler_process stream_rate cpu_serving); do \
+	@for each in $(or $(CASES),footprint scheduler_step scheduler_process stream_rate sse_rate cpu_serving); do \
 	  echo; echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py $(ARGS) || exit; done
 
 bench-gpu:  ## every workload on one GPU beside its floor, in four commands; CASES=... picks some

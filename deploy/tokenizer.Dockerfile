@@ -19,6 +19,6 @@ COPY --from=build /opt/quire /opt/quire
 ENV PATH=/opt/quire/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/var/cache/quire/huggingface
 USER 10001
 VOLUME /var/cache/quire
-EXPOSE 50051
+EXPOSE 50051 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s CMD ["quire", "health", "127.0.0.1:50051"]
-ENTRYPOINT ["python", "-m", "quire_tokenizer", "--host", "0.0.0.0", "--grpc-port", "50051"]
+ENTRYPOINT ["python", "-m", "quire_tokenizer", "--host", "0.0.0.0", "--grpc-port", "50051", "--port", "8000"]

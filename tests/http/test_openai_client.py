@@ -255,6 +255,8 @@ def test_logprobs_of_a_chat_have_bytes_and_alternatives(client: openai.OpenAI) -
         ({"prompt": "a", "n": 2, "best_of": 1}, "best_of=1: must be at least n=2"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens=0: must be at least 1, unless echo shows the prompt"),
         ({"prompt": "a", "max_tokens": "many"}, "max_tokens='many': Input should be a valid integer"),
+        ({"prompt": "a", "prompt_logprobs": 1}, "prompt_logprobs=1: not built yet"),
+        ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs=1: not built yet for the prompt that echo=true"),
         ({"prompt": []}, "prompt is empty: it needs at least one token"),
         ({"prompt": [10**6]}, "token_ids holds token id 1000000"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),

@@ -84,7 +84,10 @@ def test_the_compose_file_starts_the_three_services_and_wires_them_by_name() -> 
     assert configs["scheduler"].advertise_host == "scheduler"
     assert configs["worker"].scheduler == f"scheduler:{port}"
     assert configs["tokenizer"].scheduler == (f"dns:///scheduler:{port}",)
-    assert services["tokenizer"]["ports"] == [f"50051:{configs['tokenizer'].grpc_port}"]
+    assert services["tokenizer"]["ports"] == [
+        f"50051:{configs['tokenizer'].grpc_port}",
+        f"8000:{configs['tokenizer'].port}",
+    ]
     for name in ("scheduler", "tokenizer"):
         grace_s = int(services[name]["stop_grace_period"].removesuffix("s"))
         assert grace_s * 1000 > configs[name].drain_timeout_ms

@@ -63,6 +63,11 @@ class CompletionRequest(Body):
     def _check(self) -> None:
         if self.suffix:
             raise InvalidRequest("suffix: inserting text before a suffix is not supported", field="suffix")
+        if self.echo and self.logprobs is not None:
+            raise InvalidRequest(
+                f"logprobs={self.logprobs}: not built yet for the prompt that echo=true shows",
+                field="logprobs",
+            )
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest(
                 "max_tokens=0: must be at least 1, unless echo shows the prompt", field="max_tokens"
