@@ -40,9 +40,9 @@ bench:  ## figures without a GPU: footprint, scheduler step and process, streami
 	@for each in $(or $(CASES),footprint scheduler_step scheduler_process stream_rate sse_rate cpu_serving); do \
 	  echo; echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py $(ARGS) || exit; done
 
-bench-gpu:  ## every workload on one GPU beside its floor, in four commands; CASES=... picks some
+bench-gpu:  ## every workload on one GPU beside its floor, in five commands; CASES=... picks some
 	@$(PYTHON) deploy/bootstrap.py test
-	@for each in $(or $(CASES),worker front-door start-and-peer other-shapes); do \
+	@for each in $(or $(CASES),worker front-door structured start-and-peer other-shapes); do \
 	  $(BIN)/python -m benchmarks.gpu $$each $(ARGS) || exit; done
 
 load:  ## ab, wrk and Locust, each once against the shipped model; says which of them is missing

@@ -47,6 +47,8 @@ CASES: dict[str, Case] = {
     "C": _worker(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat"),
     "D": _worker(LLAMA_3_1_8B, "D (Llama-3.1-8B)", "single"),
     "E": _worker(LLAMA_3_1_8B, "E (Llama-3.1-8B)", "prefill"),
+    "S": _worker(LLAMA_3_1_8B, "S (Llama-3.1-8B)", "structured"),
+    "S-qwen3": _worker(QWEN3_0_6B, "S (Qwen3-0.6B)", "structured"),
     "long-context": _worker(LLAMA_3_1_8B, "Decode (Llama-3.1-8B)", "long_context"),
     "cached-prompt": _worker(LLAMA_3_1_8B, "Cached prompt (Llama-3.1-8B)", "cached_prompt"),
     "C-mistral": _worker(MISTRAL_7B, "C (Mistral-7B)", "chat"),
@@ -60,6 +62,8 @@ CASES: dict[str, Case] = {
     "C-front-door": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat"),
     "C-http": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat_http"),
     "C-poisson": _stack(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "poisson"),
+    "S-front-door": _stack(LLAMA_3_1_8B, "S (Llama-3.1-8B)", "structured"),
+    "S-qwen3-front-door": _stack(QWEN3_0_6B, "S (Qwen3-0.6B)", "structured"),
     "start": Case(place=Place.START, model=LLAMA_3_1_8B, title="Start (Llama-3.1-8B)", measure="start"),
     "A-peer": _peer(QWEN3_0_6B, "A (Qwen3-0.6B)", "uniform"),
     "C-peer": _peer(LLAMA_3_1_8B, "C (Llama-3.1-8B)", "chat"),
@@ -68,7 +72,8 @@ CASES: dict[str, Case] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "worker": ("A", "A-sampled", "B", "C", "D", "E", "long-context", "cached-prompt"),
     "front-door": ("B-front-door", "B-http", "C-front-door", "C-http", "C-poisson"),
+    "structured": ("S", "S-qwen3", "S-front-door", "S-qwen3-front-door"),
     "start-and-peer": ("start", "A-peer", "C-peer"),
     "other-shapes": ("C-mistral", "D-mistral", "E-mistral", "C-qwen2.5", "D-qwen2.5", "E-qwen2.5"),
 }
-"""The suite in four commands, each of at most nine minutes on one NVIDIA H200."""
+"""The suite in five commands, each of at most nine minutes on one NVIDIA H200."""

@@ -118,7 +118,7 @@ def tiny(model: Model) -> Model:
     """The same architecture, so small that a CPU runs it."""
     small = {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "eos_token_id": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "eos_token_id": 511,
     }  # fmt: skip
     return replace(
         model,

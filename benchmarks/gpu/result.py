@@ -23,7 +23,16 @@ SAMPLED = ", top-p, top-k, penalties"
 """What the name of a case gains when its requests use every mask and penalty."""
 SHARE_OF_PLAIN = ", share without them"
 
-_SHARES = {FRONT_DOOR: SHARE_OF_WORKER, HTTP: SHARE_OF_GRPC, SAMPLED: SHARE_OF_PLAIN}
+STRUCTURED = ", JSON schema"
+"""What the name of a case gains when its requests ask for structured output."""
+SHARE_OF_FREE_TEXT = ", share of free text"
+
+_SHARES = {
+    FRONT_DOOR: SHARE_OF_WORKER,
+    HTTP: SHARE_OF_GRPC,
+    SAMPLED: SHARE_OF_PLAIN,
+    STRUCTURED: SHARE_OF_FREE_TEXT,
+}
 SHARES = tuple(_SHARES.values())
 """For each kind of variant, how the row that compares it with the plain case is named."""
 

@@ -8,12 +8,13 @@ import asyncio
 import random
 import resource
 import time
+from dataclasses import replace
 from statistics import median
 
 from benchmarks.gpu import workload
 from benchmarks.gpu.client import Load, run_clients
 from benchmarks.gpu.floor import Floor
-from benchmarks.gpu.result import FRONT_DOOR, HTTP, Row
+from benchmarks.gpu.result import FRONT_DOOR, HTTP, STRUCTURED, Row
 from benchmarks.gpu.stack import Stack
 from benchmarks.gpu.trace import Summary
 from benchmarks.gpu.workload import Ask, Size
@@ -65,6 +66,17 @@ class StackCases:
             *self._closed_loop(title, asks, len(asks), f"{len(asks)} streams", over=over, address=address),
             *self._closed_loop(title, asks, some, f"{some} streams", over=over, address=address),
         ]
+
+    def structured(self, title: str) -> list[Row]:
+        """Workload S, as free text and under its schema."""
+        num_streams = self._size.count(workload.NUM_STRUCTURED_STREAMS)
+        rows: list[Row] = []
+        for kind in ("", STRUCTURED):
+            asks = workload.structured(self._size, self._seed, free=not kind)
+            self._run(asks[:num_streams], Load(num_streams=num_streams), "warm-up")
+            brought = self._closed_loop(title, asks, num_streams, f"{num_streams} streams")
+            rows += [replace(row, case=row.case + kind) for row in brought]
+        return rows
 
     def poisson(self, title: str) -> list[Row]:
         """The same requests, arriving at random at 20 a second."""

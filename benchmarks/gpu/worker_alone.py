@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from quire_scheduler.core import Sampling
 from quire_worker.loading import load_model
@@ -20,6 +21,7 @@ from quire_worker.loading import load_model
 from benchmarks.gpu.model import Model
 from benchmarks.gpu.workload import Ask, num_tokens_out
 from quire.config import WorkerConfig
+from quire.v1 import sampling_pb2
 from tests.doubles.in_process_engine import InProcessEngine
 
 _WASTE_INTERVAL = 8
@@ -134,7 +136,18 @@ class WorkerAlone:
 
 
 def _add(engine: InProcessEngine, ask: Ask) -> int:
-    return engine.add(ask.prompt_token_ids, Sampling(max_tokens=ask.num_out, seed=ask.seed, **ask.sampling))
+    sampling = Sampling(max_tokens=ask.num_out, seed=ask.seed, **_core_sampling(ask.sampling))
+    return engine.add(ask.prompt_token_ids, sampling)
+
+
+def _core_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
+    """The core's names; a constraint as it travels."""
+    constraint = sampling.get("structured_outputs")
+    if constraint is None:
+        return sampling
+    grammar = sampling_pb2.StructuredOutputsParams(**constraint).SerializeToString()
+    rest = {name: value for name, value in sampling.items() if name != "structured_outputs"}
+    return rest | {"grammar": grammar}
 
 
 def _until_first_token(engine: InProcessEngine, handle: int) -> float:

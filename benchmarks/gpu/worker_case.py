@@ -4,7 +4,7 @@ from statistics import mean, median
 
 from benchmarks.gpu import workload
 from benchmarks.gpu.floor import Floor
-from benchmarks.gpu.result import Row
+from benchmarks.gpu.result import STRUCTURED, Row
 from benchmarks.gpu.worker_alone import WorkerAlone
 from benchmarks.gpu.workload import Ask, Size
 
@@ -44,6 +44,23 @@ class WorkerCases:
             self._throughput(name, asks, self._size.count(256), f"{self._size.count(256)} streams"),
             self._throughput(name, lone, 1, "1 stream", repeats=1),
         ]
+
+    def structured(self, name: str) -> list[Row]:
+        """Workload S, as free text and under its schema, in turns."""
+        asks = {
+            name + kind: workload.structured(self._size, self._seed, free=not kind)
+            for kind in ("", STRUCTURED)
+        }
+        num_streams = self._size.count(workload.NUM_STRUCTURED_STREAMS)
+        for each in asks.values():
+            self._worker.run(each, num_streams)
+        load = f"{num_streams} streams"
+        rows = [
+            self._throughput(case, each, num_streams, load, repeats=1)
+            for _ in range(self._repeats)
+            for case, each in asks.items()
+        ]
+        return [_middle(rows, case) for case in asks]
 
     def single(self, name: str) -> list[Row]:
         """Workload D."""
@@ -135,6 +152,12 @@ class WorkerCases:
             Row(case=f"{name}, KV waste, mean", load="all at once", value=100 * mean(ratios), unit="%"),
             Row(case=f"{name}, KV waste, largest", load="all at once", value=100 * max(ratios), unit="%"),
         ]
+
+
+def _middle(rows: list[Row], case: str) -> Row:
+    """The row of the median value."""
+    of_case = sorted((row for row in rows if row.case == case), key=lambda row: row.value)
+    return of_case[len(of_case) // 2]
 
 
 def _ms(case: str, load: str, seconds: float, floor_s: float) -> Row:

@@ -2,9 +2,11 @@
 
 A: 256 requests, prompts and outputs uniform in 100…1,024, temperature 0.6. B and C: 1,000 chat-like requests, greedy,
 log-normal lengths (sigma 1.1 in, 0.9 out) clipped to 4…1,024 and scaled to means of 220 and 190. D: one request, 128 in,
-256 out, greedy. E: 16 prompts of 2,048 tokens, one token out.
+256 out, greedy. E: 16 prompts of 2,048 tokens, one token out. S: 128 requests for 64 streams, 128 in, 256 out, temperature
+0.6, as free text and under a JSON schema whose array cannot end so early: both bring 256 tokens each.
 """
 
+import json
 import random
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +26,26 @@ SAMPLED: dict[str, Any] = {
     "repetition_penalty": 1.1,
 }
 """A with every mask and penalty that users set."""
+
+
+NUM_STRUCTURED_STREAMS = 64
+
+SCHEMA = {
+    "type": "array",
+    "minItems": 1000,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer"},
+            "colour": {"enum": ["red", "green", "blue"]},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 20}},
+            "active": {"type": "boolean"},
+        },
+        "required": ["name", "age", "colour", "tags", "active"],
+        "additionalProperties": False,
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +100,13 @@ def prefill(size: Size, seed: int) -> list[Ask]:
         replace(ask, num_out=1)
         for ask in _asks(size, random.Random(seed), [(2048, 2)] * 16, {"temperature": 0.0})
     ]
+
+
+def structured(size: Size, seed: int, *, free: bool) -> list[Ask]:
+    """Workload S; with `free` as free text."""
+    constraint = {} if free else {"structured_outputs": {"json": json.dumps(SCHEMA)}}
+    lengths = [(128, 256)] * size.count(2 * NUM_STRUCTURED_STREAMS)
+    return _asks(size, random.Random(seed), lengths, {"temperature": 0.6} | constraint)
 
 
 def long_context(size: Size, seed: int, batch: int, context: int, num_out: int) -> list[Ask]:

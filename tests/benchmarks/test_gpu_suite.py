@@ -117,8 +117,14 @@ def test_worker_alone_measures_a_tiny_model() -> None:
     model = tiny(LLAMA_3_1_8B)
     size = Size(vocab_size=model.vocab_size, tiny=True)
     cases = WorkerCases(WorkerAlone(model), Floor(_H200, model.config), size, seed=1, repeats=1)
-    rows = [*cases.single("D"), *cases.prefill("E"), *cases.chat("C"), *cases.cached_prompt("P")]
-    assert len(rows) == 2 + 1 + 5 + 3
+    rows = [
+        *cases.single("D"),
+        *cases.prefill("E"),
+        *cases.chat("C"),
+        *cases.cached_prompt("P"),
+        *cases.structured("S"),
+    ]
+    assert len(rows) == 2 + 1 + 5 + 3 + 2
     assert all(row.value > 0 for row in rows)
 
 

@@ -48,6 +48,7 @@ class InProcessEngine:
         execute: Callable[[StepPlan], Callable[[], StepResult]],
         capacity: GroupCapacity,
         *,
+        after_answer: Callable[[], None] | None = None,
         pipeline_depth: int = 2,
         caching: bool = True,
         max_num_prefill_tokens_while_decoding: int | None = None,
@@ -62,6 +63,7 @@ class InProcessEngine:
         )
         self.core.add_group(GROUP, 1, capacity)
         self._execute = execute
+        self._after_answer = after_answer
         self._pending: deque[Callable[[], StepResult]] = deque()
         self._num_requests = 0
         self.num_live = 0
@@ -82,7 +84,7 @@ class InProcessEngine:
             max_model_len=loaded.spec.max_model_len,
             vocab_size=loaded.spec.vocab_size,
         )
-        return cls(loaded.runner.execute, capacity, **limits)
+        return cls(loaded.runner.execute, capacity, after_answer=loaded.runner.draw_if_ready, **limits)
 
     def add(self, prompt_token_ids: list[int], sampling: Sampling) -> int:
         """Adds a request; returns its handle."""
@@ -118,6 +120,8 @@ class InProcessEngine:
         if not self._pending:
             return False
         result = self._pending.popleft()()
+        if self._after_answer is not None:
+            self._after_answer()
         answer = decode_answer(encode_result(result))
         assert isinstance(answer, StepResult)
         self.core.apply(answer)

@@ -251,3 +251,17 @@ def test_penalties_and_other_masks_act_on_what_the_grammar_leaves(
     sampling = replace(constrained(regex="[ab]{60}"), temperature=0.7, top_k=5, frequency_penalty=2.0)
     text = text_of(Driver.of(untrained).generate([(PROMPT, sampling)])[0].token_ids)
     assert re.fullmatch("[ab]{60}", text)
+
+
+def test_an_end_of_sequence_that_is_an_ordinary_word_ends_and_is_no_text(
+    tmp_path: Path, text_of: Any
+) -> None:
+    word = Tokenizer.from_file(str(SHIPPED / "tokenizer.json")).token_to_id("Ġthe")
+    make_tiny_model(tmp_path, vocab_size=1024, eos_token_id=[word])
+    shutil.copy(SHIPPED / "tokenizer.json", tmp_path)
+    bound = [replace(constrained(seed, json=SCHEMA), stop_token_ids=(word,)) for seed in range(20)]
+    outputs = Driver.of(load_tiny(tmp_path)).generate([(PROMPT, sampling) for sampling in bound])
+    for output in outputs:
+        if output.finish_reason is FinishReason.STOP:
+            assert output.token_ids[-1] == word
+            jsonschema.validate(json.loads(text_of(output.token_ids[:-1])), SCHEMA)

@@ -4,11 +4,13 @@ Compiled grammars are kept by their text, the least recently used ones dropped; 
 and no step.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from llguidance import LLMatcher, LLTokenizer
@@ -46,6 +48,10 @@ class GrammarCompiler:
         with self._lock:
             matcher = compiled.deep_copy()
         matcher.consume_tokens(list(token_ids))
+        if matcher.is_error():
+            # Copies share the library's lexer, which stays broken if it broke under one of them: the next one starts anew.
+            with self._lock:
+                self._kept.pop(constraint, None)
         check_matcher(matcher)
         return matcher
 
@@ -63,7 +69,7 @@ def _load_vocabulary(tokenizer_file: Path, vocab_size: int, eos_token_ids: Seque
         )
     try:
         return LLTokenizer(
-            tokenizer_file.read_text(encoding="utf-8"),
+            _with_special_ends(json.loads(tokenizer_file.read_text(encoding="utf-8")), eos_token_ids),
             n_vocab=vocab_size,
             eos_token=list(eos_token_ids) or None,
         )
@@ -71,6 +77,28 @@ def _load_vocabulary(tokenizer_file: Path, vocab_size: int, eos_token_ids: Seque
         raise GrammarError(
             f"the model's tokenizer.json cannot be used for structured outputs: {error}"
         ) from error
+
+
+def _with_special_ends(tokenizer: dict[str, Any], eos_token_ids: Sequence[int]) -> str:
+    """The tokenizer with ends of sequence that are no text: the library breaks over one that a text can hold."""
+    added = tokenizer.setdefault("added_tokens", [])
+    known = {token["id"] for token in added if token.get("special")}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for token_id, text in _texts(tokenizer, set(eos_token_ids) - known).items():
+        added[:] = [token for token in added if token["id"] != token_id]
+        added.append({"id": token_id, "content": text, "special": True} | flags)
+    added.sort(key=lambda token: token["id"])
+    return json.dumps(tokenizer)
+
+
+def _texts(tokenizer: dict[str, Any], token_ids: set[int]) -> dict[int, str]:
+    """What the tokens stand for, those that the tokenizer has."""
+    vocab = tokenizer["model"].get("vocab", {})
+    pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], at) for at, entry in enumerate(vocab))
+    texts = {token_id: text for text, token_id in pairs if token_id in token_ids}
+    return texts | {
+        token["id"]: token["content"] for token in tokenizer["added_tokens"] if token["id"] in token_ids
+    }
 
 
 def _compiled(constraint: bytes, vocabulary: LLTokenizer) -> LLMatcher:

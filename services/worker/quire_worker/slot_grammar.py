@@ -45,7 +45,7 @@ class SlotGrammar:
         if token < 0 or self.error or self.matcher is None:
             return
         self.has_ended = token in self.stop_token_ids
-        if not self.has_ended and not self.matcher.consume_token(token):
+        if not self.matcher.consume_token(token):
             self.fail(self.matcher)
 
     def fail(self, matcher: LLMatcher) -> None:
