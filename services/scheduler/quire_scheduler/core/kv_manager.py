@@ -62,8 +62,10 @@ class KVManager:
 
     def make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
         """Lets the sequence write its next `num_tokens` positions; False, and no change, if blocks are short."""
-        table = sequence.block_table
         start = sequence.num_scheduled
+        if num_tokens == 1 and start == sequence.num_blocks * self.block_size:
+            return self._append_block(sequence, plan)
+        table = sequence.block_table
         shares_tail = start < len(table) * self.block_size and self._is_shared(
             table[start // self.block_size]
         )
@@ -91,6 +93,16 @@ class KVManager:
                 num_new += 1
         copies = (num - (self.pool.num_holders(block) == num) for block, num in tails.items())
         return num_new + sum(copies)
+
+    def _append_block(self, sequence: Sequence, plan: StepPlan) -> bool:
+        """What a decoding sequence needs once in a block, and so the only way of `make_room` that must be short."""
+        if not self.pool.num_available:
+            return False
+        block = self.pool.allocate()
+        sequence.append_block(block)
+        sequence.room = sequence.num_scheduled + self.block_size
+        plan.grants += (sequence.slot, KV_GROUP, block)
+        return True
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Gives the child its parent's table; whoever writes into the shared tail first copies it."""
@@ -126,7 +138,7 @@ class KVManager:
             start = index * self.block_size
             content_hash = chain_hash(sequence.last_hash, sequence.tokens(start, start + self.block_size))
             sequence.last_hash = content_hash
-            block = sequence.block_table[index]
+            block = sequence.block_at(index)
             if self.pool.remember(block, content_hash):
                 named.append((block, content_hash))
         return named

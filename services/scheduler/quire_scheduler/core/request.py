@@ -34,6 +34,10 @@ and a prompt's worth of it between the objects that a step visits, which made st
 NO_SLOT = SlotId(-1)
 
 
+_MAX_FRESH_BLOCKS = 16
+"""Blocks that wait beside a sequence's table before they are moved into it together."""
+
+
 def token_ids_of(token_ids: Iterable[int]) -> TokenIds:
     """The ids, packed."""
     return array("I", token_ids)
@@ -144,8 +148,9 @@ class Sequence:
     """
 
     __slots__ = (
+        "_fresh_blocks",
+        "_table",
         "block_hashes",
-        "block_table",
         "fork_indexes",
         "fork_slots",
         "group",
@@ -180,7 +185,8 @@ class Sequence:
         self.group: Group | None = None
         """Where it runs."""
         self.slot = NO_SLOT
-        self.block_table: list[BlockId] = []
+        self._table: list[BlockId] = []
+        self._fresh_blocks: list[BlockId] = []
         self.room = 0
         """First position that cannot be written without a grant or a copy."""
         self.num_known = self.num_prompt + len(self.output_token_ids)
@@ -200,6 +206,34 @@ class Sequence:
         """Slots held for them."""
 
     @property
+    def block_table(self) -> list[BlockId]:
+        """Its blocks, by position."""
+        if self._fresh_blocks:
+            self._gather_blocks()
+        return self._table
+
+    @block_table.setter
+    def block_table(self, blocks: list[BlockId]) -> None:
+        self._table = blocks
+        self._fresh_blocks = []
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the table."""
+        return len(self._table) + len(self._fresh_blocks)
+
+    def append_block(self, block: BlockId) -> None:
+        """Lengthens the table. A long one lies on a page of its own, so it is gone to once in a while only."""
+        if len(self._fresh_blocks) >= _MAX_FRESH_BLOCKS:
+            self._gather_blocks()
+        self._fresh_blocks.append(block)
+
+    def block_at(self, index: int) -> BlockId:
+        """A block of the table, without gathering it."""
+        offset = index - len(self._table)
+        return self._fresh_blocks[offset] if offset >= 0 else self._table[index]
+
+    @property
     def num_confirmed(self) -> int:
         """Tokens that the host has: prompt and confirmed output."""
         return self.num_prompt + len(self.output_token_ids)
@@ -212,6 +246,10 @@ class Sequence:
         if start >= split:
             return self.output_token_ids[start - split : stop - split]
         return self.request.prompt_token_ids[start:] + self.output_token_ids[: stop - split]
+
+    def _gather_blocks(self) -> None:
+        self._table += self._fresh_blocks
+        self._fresh_blocks.clear()
 
     def __repr__(self) -> str:
         return f"Sequence({self.request.request_id}/{self.index} {self.status.name})"
