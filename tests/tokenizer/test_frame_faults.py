@@ -20,7 +20,7 @@ from quire_tokenizer.text_codec import TextCodec
 from quire.errors import InvalidRequest, QuireError
 from quire.rpc.channel import open_channel
 from quire.rpc.server import bind, build_server
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tests.doubles.echo_worker import VOCAB_SIZE, EchoWorker
 from tests.doubles.simulated_worker import expected_tokens
@@ -105,7 +105,7 @@ def _stream(request_id: str, prompt: Sequence[int], max_tokens: int) -> RequestS
         request_id=request_id,
         tenant="",
         prompt_token_ids=list(prompt),
-        params=SamplingParams(max_tokens=max_tokens, seed=7),
+        params=SamplingParams(max_tokens=max_tokens, seed=7, output_kind=RequestOutputKind.DELTA),
         priority=0,
         codec=TextCodec(word_level()),
         model="echo",
