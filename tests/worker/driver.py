@@ -75,6 +75,8 @@ class Driver:
         self.failures: dict[int, RequestFailure] = {}
         """By handle."""
         self.peak_used_blocks = 0
+        self.prompt_logprobs: dict[int, list[list[tuple[int, float, int]]]] = {}
+        """By handle: per token of the prompt, from its second on, (token, log-probability, rank) of each entry."""
 
     @classmethod
     def of(cls, loaded: LoadedModel, **options: int) -> "Driver":
@@ -151,6 +153,24 @@ class Driver:
         for events in self._core.drain_events().values():
             self.failures |= {failure.handle: failure for failure in events.failures}
             self._collect_rows(events)
+            self._collect_prompts(events)
+
+    def _collect_prompts(self, events: OwnerEvents) -> None:
+        at = 0
+        for handle, first, num_tokens, width in zip(
+            events.prompt_handles, events.prompt_first_positions, events.prompt_num_tokens, events.prompt_entries,
+            strict=True,
+        ):  # fmt: skip
+            tokens = self.prompt_logprobs.setdefault(handle, [])
+            assert first == 1 + len(tokens)
+            for _ in range(num_tokens):
+                columns = (
+                    events.prompt_logprob_ids,
+                    events.prompt_logprob_values,
+                    events.prompt_logprob_ranks,
+                )
+                tokens.append(list(zip(*(column[at : at + width] for column in columns), strict=True)))
+                at += width
 
     def _collect_rows(self, events: OwnerEvents) -> None:
         token_at = entry_at = 0

@@ -156,12 +156,64 @@ def test_a_sequence_that_was_preempted_keeps_to_its_bad_words_and_biases(tmp_pat
         _check(model, *case, outputs[handle, 0], prompt=_prompt(3))
 
 
-def _prompt(seed: int) -> list[int]:
+@pytest.mark.parametrize("num_alternatives", [0, 3, 20])
+def test_prompt_logprobs_are_those_of_the_reference_though_the_prompt_is_cached(
+    num_alternatives: int, model: Model
+) -> None:
+    prompt = _prompt(4, 600)
+    plain = SamplingParams(**{**_PLAIN, "max_tokens": 5})
+    driver = Driver.of(model.loaded)
+    handles = [driver.add(prompt, _admitted(plain))]
+    driver.run()
+    asking = replace(plain, prompt_logprobs=num_alternatives, n=2)
+    handles += [driver.add(prompt, _admitted(params)) for params in (asking, plain, asking)]
+    handles.append(driver.add([7], _admitted(asking)))
+    outputs = driver.run()
+    assert driver.stats.num_prefix_hit_tokens > 500, "the plain one takes the cached prompt"
+    assert set(driver.prompt_logprobs) == {handles[1], handles[3]}
+    for handle in (handles[1], handles[3]):
+        _check_prompt(model, prompt, driver.prompt_logprobs[handle], num_alternatives)
+    assert len({tuple(outputs[handle, 0].token_ids) for handle in handles[:-1]}) == 1
+
+
+def test_prompt_logprobs_are_told_once_however_often_the_prompt_is_computed(tmp_path: Path) -> None:
+    tiny = make_tiny_model(tmp_path, "llama")
+    model = Model(tiny.reference, load_tiny(tmp_path, num_gpu_blocks_override=48))
+    params = SamplingParams(**{**_PLAIN, "max_tokens": 120, "prompt_logprobs": 1, "n": 2})
+    driver = Driver.of(model.loaded)
+    handles = [driver.add(_prompt(seed, 90), _admitted(params)) for seed in range(8)]
+    driver.run(num_steps=3)
+    driver.lose_worker()
+    driver.run()
+    assert driver.stats.num_preemptions > 5
+    for seed, handle in enumerate(handles):
+        _check_prompt(model, _prompt(seed, 90), driver.prompt_logprobs[handle], 1)
+
+
+def _check_prompt(
+    model: Model, prompt: list[int], tokens: list[list[tuple[int, float, int]]], num_alternatives: int
+) -> None:
+    expected = torch.from_numpy(_logits(model.reference, prompt)).double().log_softmax(1)
+    assert len(tokens) == len(prompt) - 1
+    for row, token, entries in zip(expected, prompt[1:], tokens, strict=False):
+        own, *alternatives = entries
+        assert own[0] == token
+        assert own[1] == pytest.approx(float(row[token]), abs=1e-4)
+        assert int((row > row[token] + _TIE).sum()) < own[2] <= int((row >= row[token] - _TIE).sum())
+        assert len(alternatives) == num_alternatives
+        best = row.topk(num_alternatives).values
+        for number, (alternative, logprob, rank) in enumerate(alternatives):
+            assert rank == number + 1
+            assert logprob == pytest.approx(float(best[number]), abs=1e-4)
+            assert float(row[alternative]) == pytest.approx(logprob, abs=1e-4)
+
+
+def _prompt(seed: int, length: int = 30) -> list[int]:
     draw = random.Random(seed)
-    return [draw.randrange(2, VOCAB_SIZE) for _ in range(30)]
+    return [draw.randrange(2, VOCAB_SIZE) for _ in range(length)]
 
 
-def _admitted(params: SamplingParams, bad_words: tuple[tuple[int, ...], ...]) -> Sampling:
+def _admitted(params: SamplingParams, bad_words: tuple[tuple[int, ...], ...] = ()) -> Sampling:
     """The core's parameters, made as for a request of an attached front door."""
     message = params.to_proto()
     del message.bad_words[:]

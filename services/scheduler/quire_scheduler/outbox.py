@@ -70,4 +70,6 @@ class Outbox:
 
 def _num_entries(events: OwnerEvents) -> int:
     """What a frame's size and the memory behind it grow with."""
-    return len(events.handles) + len(events.logprob_ids) + len(events.failures)
+    return (
+        len(events.handles) + len(events.logprob_ids) + len(events.prompt_logprob_ids) + len(events.failures)
+    )

@@ -41,6 +41,14 @@ def token_frame(step_id: int, events: OwnerEvents) -> scheduler_pb2.TokenFrame:
         frame.logprobs.token_ids.extend(events.logprob_ids)
         frame.logprobs.values.extend(events.logprob_values)
         frame.logprobs.ranks.extend(events.logprob_ranks)
+    if events.prompt_handles:
+        frame.prompt_logprobs.handles.extend(events.prompt_handles)
+        frame.prompt_logprobs.first_positions.extend(events.prompt_first_positions)
+        frame.prompt_logprobs.num_tokens.extend(events.prompt_num_tokens)
+        frame.prompt_logprobs.entries_per_token.extend(events.prompt_entries)
+        frame.prompt_logprobs.token_ids.extend(events.prompt_logprob_ids)
+        frame.prompt_logprobs.values.extend(events.prompt_logprob_values)
+        frame.prompt_logprobs.ranks.extend(events.prompt_logprob_ranks)
     for failure in events.failures:
         frame.errors.add(
             handle=failure.handle,

@@ -24,11 +24,14 @@ class TokenClient:
         self._usage = generation_pb2.Usage(prompt_tokens=prompt_len)
         self._num_live = n
         self._pending: dict[int, generation_pb2.CompletionDelta] = {}
+        self._prompt_logprobs = [generation_pb2.TokenLogprobs()]
+        """One entry per token of the prompt, of whose first nothing is known."""
         self._error: QuireError | None = None
         self._changed = asyncio.Event()
 
     def deliver(self, step_id: int, events: OwnerEvents) -> None:
         """Merges a step's tokens into what is pending."""
+        self._take_prompt_logprobs(events)
         at = entry_at = 0
         entries = events.entries_per_token() or [0] * len(events.handles)
         for index, count, num_entries in zip(events.indexes, events.num_tokens, entries, strict=True):
@@ -72,10 +75,29 @@ class TokenClient:
                 request_id=self._request_id, outputs=self._pending.values()
             )
             self._pending.clear()
+            if len(self._prompt_logprobs) > 1:
+                response.prompt_logprobs.extend(self._prompt_logprobs)
+                self._prompt_logprobs.clear()
             if self._num_live <= 0:
                 response.usage.CopyFrom(self._usage)
             if response.outputs:
                 yield response
+
+    def _take_prompt_logprobs(self, events: OwnerEvents) -> None:
+        at = 0
+        for count, width in zip(events.prompt_num_tokens, events.prompt_entries, strict=True):
+            for _ in range(count):
+                columns = (
+                    events.prompt_logprob_ids,
+                    events.prompt_logprob_values,
+                    events.prompt_logprob_ranks,
+                )
+                entries = zip(*(column[at : at + width] for column in columns), strict=True)
+                token = generation_pb2.TokenLogprobs()
+                for token_id, logprob, rank in entries:
+                    token.entries.add(token_id=int(token_id), logprob=logprob, rank=int(rank))
+                self._prompt_logprobs.append(token)
+                at += width
 
     def _delta(self, index: int) -> generation_pb2.CompletionDelta:
         delta = self._pending.get(index)

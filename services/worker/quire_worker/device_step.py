@@ -6,6 +6,8 @@ forward pass depends on the shape of its step, a draw on the number of rows alon
 logits. Knows the decoder, the cache and the batch; no plan.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,6 +50,19 @@ class DeviceStep:
         rows, tensors = batch.rows(shape), batch.tensors(shape)
         prepare_step(batch.state, rows, self._block_size, tensors)
         self._decoder.forward(self._inputs(shape, rows, tensors), self.kv_cache, self.logits(shape.num_rows))
+
+    @torch.inference_mode()
+    def forward_reporting(self, shape: StepShape, tokens: Tensor) -> Tensor:
+        """Launches the first half and returns the logits `[P, vocab]` after other tokens of the step, `tokens [P]` int32."""
+        batch = self.batch
+        rows, tensors = batch.rows(shape), batch.tensors(shape)
+        prepare_step(batch.state, rows, self._block_size, tensors)
+        logits = self._decoder.allocate_logits(shape.num_rows + len(tokens))
+        logits_rows = torch.cat((rows.logits_rows, tokens))
+        inputs = replace(self._inputs(shape, rows, tensors), logits_rows=logits_rows)
+        self._decoder.forward(inputs, self.kv_cache, logits)
+        self.logits(shape.num_rows).copy_(logits[: shape.num_rows])
+        return logits[shape.num_rows :]
 
     @torch.inference_mode()
     def draw(self, num_rows: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire.wire.plan import NO_LOGPROBS, StepPlan
 from quire.wire.result import RowFailure, StepResult
+from quire_worker.prompt_logprobs import HostPromptLogprobs
 from quire_worker.slot_grammar import GrammarRow
 from quire_worker.slot_table import StepColumns
 
@@ -59,12 +60,14 @@ class PendingResult:
         launch_draw: Callable[[], DrawOutcome],
         bound_rows: Sequence[GrammarRow] = (),
         needs: "Sequence[PendingResult]" = (),
+        prompt_logprobs: HostPromptLogprobs | None = None,
     ) -> None:
         self.plan = plan
         self._columns = columns
         self._launch_draw = launch_draw
         self._bound_rows = bound_rows
         self._needs = needs
+        self._prompt_logprobs = prompt_logprobs
         self._outcome: DrawOutcome | None = None
         self._tokens: list[int] | None = None
 
@@ -129,6 +132,8 @@ class PendingResult:
             self._add_logprobs(result, outcome.logprobs, drawn, row_of_plan_row.tolist())
         if outcome.candidates is not None:
             self._add_candidates(result, outcome.candidates)
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs.add_to(result, self._columns.plan_rows)
         return result
 
     def _add_candidates(self, result: StepResult, columns: HostCandidates) -> None:

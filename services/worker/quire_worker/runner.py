@@ -15,6 +15,7 @@ from torch import Tensor
 from quire.wire.plan import NO_LOGPROBS, StepPlan
 from quire_worker.device_step import DeviceStep
 from quire_worker.pending_result import DrawOutcome, HostCandidates, HostLogprobs, PendingResult
+from quire_worker.prompt_logprobs import HostPromptLogprobs, tokens_before
 from quire_worker.slot_grammar import GrammarRow, SlotGrammars
 from quire_worker.slot_table import SlotTable, StepColumns
 from quire_worker.step_graph import StepGraphs
@@ -70,11 +71,10 @@ class Runner:
         batch = self._step.batch
         batch.enter(changes, self._step.kv_cache)
         batch.load(columns, shape)
-        if self._graphs is None or not self._graphs.forwards.replay(shape):
-            self._step.forward(shape)
+        prompt_logprobs = self._forward(columns, shape)
         needs = self._needs(bound_rows)
         draw = partial(self._draw, columns, shape, bound_rows)
-        pending = PendingResult(plan, columns, draw, bound_rows, needs)
+        pending = PendingResult(plan, columns, draw, bound_rows, needs, prompt_logprobs)
         if bound_rows:
             self._unread.append(pending)
         if needs:
@@ -88,6 +88,16 @@ class Runner:
         if self._held is not None and self._held.can_draw:
             self._held.draw()
             self._held = None
+
+    def _forward(self, columns: StepColumns, shape: StepShape) -> HostPromptLogprobs | None:
+        """Launches the forward pass; one that reports on prompts has logits of its own and is no captured one."""
+        if columns.prompt_stretches:
+            tokens = self._step.batch.to_device(tokens_before(columns.prompt_stretches))
+            logits = self._step.forward_reporting(shape, tokens)
+            return HostPromptLogprobs(columns.prompt_stretches, logits)
+        if self._graphs is None or not self._graphs.forwards.replay(shape):
+            self._step.forward(shape)
+        return None
 
     def _needs(self, bound_rows: list[GrammarRow]) -> list[PendingResult]:
         """The steps whose tokens the grammars of the rows must follow first."""

@@ -38,6 +38,19 @@ class SlotChanges:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptStretch:
+    """Tokens of one row's prompt whose log-probabilities are wanted."""
+
+    row: int
+    first_position: int
+    """In the prompt, of the first of them."""
+    first_token: int
+    """In the step: the token after which the first of them comes."""
+    token_ids: Ints
+    num_alternatives: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepColumns:
     """The rows of one step: R rows with T tokens. Forked children follow the scheduled rows and have no token.
 
@@ -55,6 +68,7 @@ class StepColumns:
     num_logprobs: Ints  # [R]
     num_candidates: Ints  # [R]: of rows that bring candidates instead of drawing
     plan_rows: Ints  # [R]: the row of the plan that each row answers
+    prompt_stretches: tuple[PromptStretch, ...] = ()
     max_seq_len: int
     """Length of the longest sequence after the step."""
 
@@ -93,6 +107,8 @@ class SlotTable:
         self._num_computed = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_table_blocks = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, dtype=np.int64)
+        self._num_prompt_logprobs = np.full(max_num_seqs, NO_LOGPROBS, dtype=np.int64)
+        self._prompt_lens = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_candidates = np.zeros(max_num_seqs, dtype=np.int64)
         self._is_used = np.zeros(max_num_seqs, dtype=bool)
 
@@ -156,6 +172,7 @@ class SlotTable:
             num_logprobs=self._num_logprobs[slots],
             num_candidates=np.where(reaches_end, self._num_candidates[slots], 0),
             plan_rows=plan_rows,
+            prompt_stretches=self._prompt_stretches(slots, starts, ends, query_start_loc),
             max_seq_len=int(ends.max()),
         )
         if changes.forks:
@@ -170,6 +187,26 @@ class SlotTable:
             given = self._given_tokens[slots[row]][starts[row] : ends[row]]
             token_ids[query_start_loc[row] : query_start_loc[row] + len(given)] = given
         return token_ids
+
+    def _prompt_stretches(
+        self, slots: Ints, starts: Ints, ends: Ints, query_start_loc: Ints
+    ) -> tuple[PromptStretch, ...]:
+        last = self._prompt_lens[slots] - 1
+        wanted = (self._num_prompt_logprobs[slots] != NO_LOGPROBS) & (starts < last)
+        stretches: list[PromptStretch] = []
+        for row in np.flatnonzero(wanted).tolist():
+            slot, start = int(slots[row]), int(starts[row])
+            end = min(int(ends[row]), int(last[row]))
+            stretches.append(
+                PromptStretch(
+                    row=row,
+                    first_position=start + 1,
+                    first_token=int(query_start_loc[row]),
+                    token_ids=self._given_tokens[slot][start + 1 : end + 1],
+                    num_alternatives=int(self._num_prompt_logprobs[slot]),
+                )
+            )
+        return tuple(stretches)
 
     def _with_children(self, columns: StepColumns, changes: SlotChanges) -> StepColumns:
         row_of_slot = {slot: row for row, slot in enumerate(columns.slots.tolist()) if columns.draws[row]}
@@ -190,6 +227,7 @@ class SlotTable:
             num_logprobs=np.concatenate((columns.num_logprobs, columns.num_logprobs[parents])),
             num_candidates=np.concatenate((columns.num_candidates, np.zeros(len(children), np.int64))),
             plan_rows=columns.plan_rows,
+            prompt_stretches=columns.prompt_stretches,
             max_seq_len=columns.max_seq_len,
         )
 
@@ -218,6 +256,8 @@ class SlotTable:
         self._tables[slot] = []
         self._num_table_blocks[slot] = 0
         self._num_logprobs[slot] = admission.num_logprobs
+        self._num_prompt_logprobs[slot] = admission.num_prompt_logprobs
+        self._prompt_lens[slot] = min(admission.prompt_len, num_tokens)
         if not 0 <= admission.num_candidates <= self._vocab_size:
             raise PlanError(
                 f"admission with {admission.num_candidates} candidates of {self._vocab_size} tokens"
@@ -280,7 +320,7 @@ class SlotTable:
     def _copy_slot(self, parent: int, child: int) -> None:
         for column in (
             self._num_given, self._num_known, self._num_computed, self._num_table_blocks, self._num_logprobs,
-            self._num_candidates, self._is_used,
+            self._num_candidates, self._num_prompt_logprobs, self._prompt_lens, self._is_used,
         ):  # fmt: skip
             column[child] = column[parent]
         self._given_tokens[child] = self._given_tokens[parent]

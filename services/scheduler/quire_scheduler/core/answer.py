@@ -38,8 +38,10 @@ def apply_answer(group: Group, result: StepResult, ledger: Ledger, counters: Cou
     step = _matching_step(group, result)
     group.in_flight.popleft()
     _fail_rows(step, result, ledger)
-    fault = _enter_rows(group, step, result, ledger) or _enter_candidates(
-        group, step, result, ledger, counters
+    fault = (
+        _enter_prompt_logprobs(step, result, ledger)
+        or _enter_rows(group, step, result, ledger)
+        or _enter_candidates(group, step, result, ledger, counters)
     )
     if fault:
         raise BrokenAnswer(f"step {result.step_id} of group {result.group_id}: {fault}")
@@ -73,6 +75,31 @@ def _fail_rows(step: Step, result: StepResult, ledger: Ledger) -> None:
         sequence = step.rows[failure.row]
         if sequence.status is not Status.FINISHED:
             ledger.fail(sequence.request, _INVALID_ARGUMENT, failure.message, field=failure.field)
+
+
+def _enter_prompt_logprobs(step: Step, result: StepResult, ledger: Ledger) -> str:
+    """Hands what is new of prompts to their owners; returns what contradicts the plan, or nothing."""
+    at = 0
+    for row, first, count, width in zip(*[iter(result.prompt_rows)] * 4, strict=True):
+        start, at = at, at + count * width
+        sequence = step.rows[row]
+        request = sequence.request
+        if first + count > sequence.num_prompt or width != 1 + request.sampling.num_prompt_logprobs:
+            return f"{sequence} brought log-probabilities that its prompt does not have"
+        num_known = request.num_reported_prompt_tokens
+        if sequence.status is Status.FINISHED or not first <= num_known < first + count:
+            continue
+        request.num_reported_prompt_tokens = first + count
+        start += (num_known - first) * width
+        events = ledger.events_of(request.owner)
+        events.prompt_handles.append(request.handle)
+        events.prompt_first_positions.append(num_known)
+        events.prompt_num_tokens.append(first + count - num_known)
+        events.prompt_entries.append(width)
+        events.prompt_logprob_ids += result.prompt_logprob_ids[start:at]
+        events.prompt_logprob_values += result.prompt_logprob_values[start:at]
+        events.prompt_logprob_ranks += result.prompt_logprob_ranks[start:at]
+    return ""
 
 
 def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) -> str:

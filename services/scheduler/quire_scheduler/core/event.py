@@ -47,6 +47,14 @@ class OwnerEvents:
     """Rows that each bring a whole hypothesis of a beam search, beside the two columns below."""
     beam_logprobs: list[float] = field(default_factory=list)
     beam_scores: list[float] = field(default_factory=list)
+    prompt_handles: list[int] = field(default_factory=list)
+    """Stretches of prompts with log-probabilities; see quire.v1.PromptLogprobColumns."""
+    prompt_first_positions: list[int] = field(default_factory=list)
+    prompt_num_tokens: list[int] = field(default_factory=list)
+    prompt_entries: list[int] = field(default_factory=list)
+    prompt_logprob_ids: list[int] = field(default_factory=list)
+    prompt_logprob_values: list[float] = field(default_factory=list)
+    prompt_logprob_ranks: list[int] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
 
     def extend(self, later: "OwnerEvents") -> None:

@@ -26,6 +26,9 @@ from quire_scheduler.core.waiting_queue import WaitingQueue
 
 _FAILED_PRECONDITION = 9
 
+_MAX_PROMPT_LOGPROBS = 256
+"""Prompt tokens of a step whose log-probabilities are wanted: each takes a row of logits over the whole vocabulary."""
+
 _MIN_BACKLOG_SHARE = 4
 """A capped step computes at least one part in this many of the prompt tokens that are still to be computed."""
 
@@ -54,6 +57,7 @@ class Planner:
         self._capped: list[int] = []
         self._beam_leaders: list[Sequence] = []
         self._spare_tokens = 0
+        self._spare_prompt_logprobs = _MAX_PROMPT_LOGPROBS
 
     def cut(self) -> StepPlan | None:
         """The plan, entered into the group as in flight; None when no sequence can advance."""
@@ -161,6 +165,8 @@ class Planner:
 
     def _chunk(self, sequence: Sequence, num_remaining: int) -> tuple[int, bool]:
         """How much of a prompt to compute now, and whether it was held back for others."""
+        if sequence.request.owes_prompt_logprobs:
+            return min(num_remaining, self._spare_tokens, self._spare_prompt_logprobs), False
         if num_remaining <= self._spare_tokens:
             return num_remaining, False
         prefilling = self._group.prefilling
@@ -183,6 +189,8 @@ class Planner:
         sequence = self._rows[row]
         self._plan.scheduled_tokens[row] += num_tokens
         self._spare_tokens -= num_tokens
+        if sequence.request.owes_prompt_logprobs:
+            self._spare_prompt_logprobs -= num_tokens
         self._counters.num_prefill_tokens += num_tokens
         sequence.num_scheduled += num_tokens
         if sequence.num_scheduled == sequence.num_known:
@@ -218,6 +226,8 @@ class Planner:
                 return  # rows of its last run are still to be answered; nobody overtakes it meanwhile
             if self._refuse_unservable(sequence):
                 continue
+            if sequence.request.owes_prompt_logprobs and not self._spare_prompt_logprobs:
+                return
             hits = self._fitting_prefix(sequence)
             if hits is None:
                 return
@@ -228,7 +238,7 @@ class Planner:
         group = self._group
         if len(group.free_slots) < 1 + len(sequence.fork_indexes):
             return None
-        hits = group.kv.find_prefix(sequence)
+        hits = [] if sequence.request.owes_prompt_logprobs else group.kv.find_prefix(sequence)
         # One block in a hundred stays free for those that already run, so that entering does not mean preempting.
         num_spared = max(1, group.capacity.num_blocks // 100) if group.running else 0
         return hits if group.kv.can_hold(sequence, hits, num_spared) else None
@@ -352,4 +362,5 @@ def _slot_admission(sequence: Sequence) -> SlotAdmission:
         logit_bias=sampling.logit_bias,
         allowed_token_ids=sampling.allowed_token_ids,
         bad_words=sampling.bad_words,
+        num_prompt_logprobs=sampling.num_prompt_logprobs if sequence.request.owes_prompt_logprobs else -1,
     )

@@ -125,11 +125,20 @@ class Request:
     num_ended_tokens: int = 0
     """Confirmed tokens of sequences that have ended."""
     reported_cached_tokens: bool = False
+    num_reported_prompt_tokens: int = 1
+    """Tokens of the prompt whose log-probabilities its owner has, where they were asked for; the first has none."""
     has_answered: bool = False
     """Whether a traced request has had its first token here, resumed or not."""
 
     def __post_init__(self) -> None:
         self.prompt_token_ids = token_ids_of(self.prompt_token_ids)
+
+    @property
+    def owes_prompt_logprobs(self) -> bool:
+        """Whether log-probabilities of its prompt are still to be computed: no cached block may stand for its tokens."""
+        return self.sampling.num_prompt_logprobs >= 0 and self.num_reported_prompt_tokens < len(
+            self.prompt_token_ids
+        )
 
     @property
     def num_generated_tokens(self) -> int:
