@@ -8,6 +8,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -81,13 +82,13 @@ def _load_vocabulary(tokenizer_file: Path, vocab_size: int, eos_token_ids: Seque
 
 def _with_special_ends(tokenizer: dict[str, Any], eos_token_ids: Sequence[int]) -> str:
     """The tokenizer with ends of sequence that are no text: the library breaks over one that a text can hold."""
-    added = tokenizer.setdefault("added_tokens", [])
+    added: list[dict[str, Any]] = tokenizer.setdefault("added_tokens", [])
     known = {token["id"] for token in added if token.get("special")}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     for token_id, text in _texts(tokenizer, set(eos_token_ids) - known).items():
         added[:] = [token for token in added if token["id"] != token_id]
         added.append({"id": token_id, "content": text, "special": True} | flags)
-    added.sort(key=lambda token: token["id"])
+    added.sort(key=itemgetter("id"))
     return json.dumps(tokenizer)
 
 
