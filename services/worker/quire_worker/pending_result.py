@@ -133,7 +133,7 @@ class PendingResult:
         if outcome.candidates is not None:
             self._add_candidates(result, outcome.candidates)
         if self._prompt_logprobs is not None:
-            self._prompt_logprobs.add_to(result, self._columns.plan_rows)
+            self._prompt_logprobs.add_to(result, self._columns.plan_rows.tolist())
         return result
 
     def _add_candidates(self, result: StepResult, columns: HostCandidates) -> None:
