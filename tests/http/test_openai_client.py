@@ -152,6 +152,56 @@ def test_logprobs_of_a_completion_stand_beside_their_tokens(client: openai.OpenA
     assert streamed == list(zip(columns.tokens, columns.text_offset, strict=True))
 
 
+def test_an_echo_has_the_logprobs_of_the_prompt_too(client: openai.OpenAI, served: Served) -> None:
+    body = {"model": _MODEL, "prompt": "To be, or not to be", "temperature": 0.0, "logprobs": 2}
+    whole = client.completions.create(**body, echo=True, max_tokens=4).choices[0]
+    columns = whole.logprobs
+    assert columns is not None and columns.tokens and columns.token_logprobs and columns.text_offset
+    assert "".join(columns.tokens) == whole.text
+    assert columns.token_logprobs[0] is None and all(
+        value < 0 for value in columns.token_logprobs[1:] if value
+    )
+    assert columns.text_offset == [len("".join(columns.tokens[:at])) for at in range(len(columns.tokens))]
+    streamed: list[tuple[str, float | None]] = []
+    for chunk in client.completions.create(**body, echo=True, max_tokens=4, stream=True):
+        part = chunk.choices[0].logprobs
+        if part is not None:
+            streamed += zip(part.tokens or [], part.token_logprobs or [], strict=True)
+    assert [token for token, _value in streamed] == columns.tokens
+    scored = client.completions.create(**body, echo=True, max_tokens=0).choices[0]
+    assert scored.text == body["prompt"]
+    assert scored.logprobs is not None and scored.logprobs.tokens is not None
+    assert columns.tokens[: len(scored.logprobs.tokens)] == scored.logprobs.tokens
+    alone = httpx.post(
+        f"{served.url}/v1/completions", json={**body, "max_tokens": 1, "prompt_logprobs": 1}
+    ).json()
+    entries = alone["choices"][0]["prompt_logprobs"]
+    assert entries[0] is None
+    assert len(entries) == len(scored.logprobs.tokens)
+    assert scored.logprobs.token_logprobs is not None
+    for known, value in zip(entries[1:], scored.logprobs.token_logprobs[1:], strict=True):
+        assert value == pytest.approx(next(iter(known.values()))["logprob"], abs=1e-4)
+        assert 1 <= len(known) <= 2
+
+
+def test_a_chat_has_the_logprobs_of_its_rendered_prompt(served: Served) -> None:
+    body = {"model": _MODEL, "messages": _MESSAGES, "max_tokens": 2, "prompt_logprobs": 2}
+    with httpx.Client(base_url=served.url, timeout=30) as http:
+        answer = http.post("/v1/chat/completions", json=body).json()
+        refused = http.post("/v1/chat/completions", json={**body, "stream": True})
+    entries = answer["prompt_logprobs"]
+    assert entries[0] is None
+    assert len(entries) == answer["usage"]["prompt_tokens"]
+    for entry in entries[1:]:
+        own, *others = entry.values()
+        assert set(own) == {"logprob", "rank", "decoded_token"}
+        assert len(others) == (1 if own["rank"] <= 2 else 2)
+    prompt = "".join(next(iter(entry.values()))["decoded_token"] for entry in entries[1:])
+    assert _MESSAGES[0]["content"] in prompt
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "prompt_logprobs"
+
+
 def test_a_stop_string_ends_the_text_and_is_named(client: openai.OpenAI) -> None:
     body = {"model": _MODEL, "prompt": _PROMPT, "max_tokens": 40, "temperature": 0.0}
     text = client.completions.create(**body).choices[0].text
@@ -255,8 +305,7 @@ def test_logprobs_of_a_chat_have_bytes_and_alternatives(client: openai.OpenAI) -
         ({"prompt": "a", "n": 2, "best_of": 1}, "best_of=1: must be at least n=2"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens=0: must be at least 1, unless echo shows the prompt"),
         ({"prompt": "a", "max_tokens": "many"}, "max_tokens='many': Input should be a valid integer"),
-        ({"prompt": "a", "prompt_logprobs": 1}, "prompt_logprobs=1: not built yet"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs=1: not built yet for the prompt that echo=true"),
+        ({"prompt": "a", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs=1: not available with stream"),
         ({"prompt": []}, "prompt is empty: it needs at least one token"),
         ({"prompt": [10**6]}, "token_ids holds token id 1000000"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),

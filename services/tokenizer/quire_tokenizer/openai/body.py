@@ -99,9 +99,10 @@ class Body(BaseModel):
 
     def generate_request(self, **sampling: Any) -> generation_pb2.GenerateRequest:
         """The request but for its prompt; `sampling` are further parameters. Raises `InvalidRequest`."""
-        if self.prompt_logprobs is not None:
+        if self.prompt_logprobs is not None and self.stream:
             raise InvalidRequest(
-                f"prompt_logprobs={self.prompt_logprobs}: not built yet over HTTP", field="prompt_logprobs"
+                f"prompt_logprobs={self.prompt_logprobs}: not available with stream=true",
+                field="prompt_logprobs",
             )
         request = generation_pb2.GenerateRequest(model=self.model, priority=self.priority)
         if self.use_beam_search:

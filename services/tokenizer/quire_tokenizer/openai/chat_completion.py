@@ -9,7 +9,7 @@ from quire_tokenizer.openai.answer import Deltas
 from quire_tokenizer.openai.chat_request import ChatCompletionRequest
 from quire_tokenizer.openai.choice import Choice, finish_reason_of, stop_reason_of
 from quire_tokenizer.openai.event import TEXT, TextEvent, encode_event
-from quire_tokenizer.openai.logprob import chat_entries
+from quire_tokenizer.openai.logprob import chat_entries, prompt_entries
 from quire_tokenizer.openai.output_reader import OutputReader
 from quire_tokenizer.openai.piece import content_of, message_of
 from quire_tokenizer.openai.tool import ToolUse
@@ -73,7 +73,12 @@ class ChatCompletionWriter:
         """The whole answer."""
         choices = [self._shown(index, self._choices[index]) for index in sorted(self._choices)]
         head = {**self._head, "object": "chat.completion"}
-        return {**head, "choices": choices, "usage": usage_of(self._streams)}
+        document = {**head, "choices": choices, "usage": usage_of(self._streams)}
+        if self._request.prompt_logprobs is not None:
+            document["prompt_logprobs"] = prompt_entries(
+                self._streams[0], num_top=self._request.prompt_logprobs
+            )
+        return document
 
     def _shown(self, index: int, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": self._request.continued_text + choice.text}

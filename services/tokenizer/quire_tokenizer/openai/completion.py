@@ -13,7 +13,7 @@ from quire_tokenizer.openai.answer import Deltas
 from quire_tokenizer.openai.body import Body, Text, TokenId
 from quire_tokenizer.openai.choice import Choice, finish_reason_of, stop_reason_of
 from quire_tokenizer.openai.event import TEXT, TextEvent, encode_event
-from quire_tokenizer.openai.logprob import completion_columns
+from quire_tokenizer.openai.logprob import completion_columns, joined_columns, prompt_columns, prompt_entries
 from quire_tokenizer.openai.usage import usage_of
 from quire_tokenizer.stream import RequestStream
 
@@ -57,17 +57,13 @@ class CompletionRequest(Body):
             n=self.num_drawn,
             max_tokens=self.max_tokens or (1 if self.echo else None),
             logprobs=self._num_logprobs(),
+            **self._echoed_logprobs(),
         )
         return [self._call(template, prompt) for prompt in prompts]
 
     def _check(self) -> None:
         if self.suffix:
             raise InvalidRequest("suffix: inserting text before a suffix is not supported", field="suffix")
-        if self.echo and self.logprobs is not None:
-            raise InvalidRequest(
-                f"logprobs={self.logprobs}: not built yet for the prompt that echo=true shows",
-                field="logprobs",
-            )
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest(
                 "max_tokens=0: must be at least 1, unless echo shows the prompt", field="max_tokens"
@@ -81,6 +77,12 @@ class CompletionRequest(Body):
                 f"best_of={self.best_of}: a stream shows all that is drawn, so it must equal n={self.n}",
                 field="best_of",
             )
+
+    def _echoed_logprobs(self) -> dict[str, int]:
+        """Those of the prompt that an echo shows, where they are more than were asked for by themselves."""
+        if not self.echo or self.logprobs is None:
+            return {}
+        return {"prompt_logprobs": max(self.logprobs, self.prompt_logprobs or 0)}
 
     def _num_logprobs(self) -> int | None:
         return 0 if self.logprobs is None and self.num_drawn > self.n else self.logprobs
@@ -162,7 +164,10 @@ class CompletionWriter:
         generated = "" if self._request.max_tokens == 0 else choice.text
         columns = None
         if self._request.logprobs is not None:
-            columns, _end = self._columns(choice.logprobs, len(echoed))
+            generated_tokens = [] if self._request.max_tokens == 0 else choice.logprobs
+            columns, _end = self._columns(generated_tokens, len(echoed))
+            if self._request.echo:
+                columns = joined_columns(self._prompt_columns(number), columns)
         shown: dict[str, Any] = {
             "index": index,
             "text": echoed + generated,
@@ -170,6 +175,10 @@ class CompletionWriter:
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
+        if self._request.prompt_logprobs is not None:
+            shown["prompt_logprobs"] = prompt_entries(
+                self._streams[number], num_top=self._request.prompt_logprobs
+            )
         if self._request.return_token_ids:
             shown["token_ids"] = choice.token_ids
             shown["prompt_token_ids"] = self._streams[number].prompt_token_ids
@@ -202,8 +211,12 @@ class CompletionWriter:
     ) -> dict[str, Any]:
         columns = None
         if self._request.logprobs is not None:
-            offset = self._offsets.get(key, len(text) - len(delta.text))
-            columns, self._offsets[key] = self._columns(delta.logprobs, offset)
+            is_first = key not in self._offsets
+            echoed = len(self._prompt_texts[key[0]]) if self._request.echo else 0
+            tokens = [] if self._request.max_tokens == 0 else delta.logprobs
+            columns, self._offsets[key] = self._columns(tokens, self._offsets.get(key, echoed))
+            if is_first and self._request.echo:
+                columns = joined_columns(self._prompt_columns(key[0]), columns)
         choice: dict[str, Any] = {
             "index": self._index(key),
             "text": text,
@@ -219,6 +232,14 @@ class CompletionWriter:
         return completion_columns(
             tokens,
             offset,
+            num_top=self._request.logprobs or 0,
+            as_token_ids=self._request.return_tokens_as_token_ids,
+        )
+
+    def _prompt_columns(self, number: int) -> dict[str, Any]:
+        return prompt_columns(
+            self._streams[number],
+            self._prompt_texts[number],
             num_top=self._request.logprobs or 0,
             as_token_ids=self._request.return_tokens_as_token_ids,
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from quire.v1 import generation_pb2
+from quire_tokenizer.stream import RequestStream
 
 _LEAST = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
@@ -29,6 +30,44 @@ def completion_columns(
         tops.append({_token_text(entry, as_token_ids): _finite(entry.logprob) for entry in listed})
     columns = {"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
     return columns, offset
+
+
+def prompt_columns(stream: RequestStream, echoed: str, *, num_top: int, as_token_ids: bool) -> dict[str, Any]:
+    """`logprobs` of the prompt that an echo shows as `echoed`; nothing is known of its first token.
+
+    A first token that the text lacks, because the tokenizer put it there, takes no room in it.
+    """
+    first = stream.prompt_token_ids[0]
+    text = stream.codec.token_text(first)
+    start = len(text) if echoed.startswith(text) else 0
+    rest, _end = completion_columns(stream.prompt_logprobs, start, num_top=num_top, as_token_ids=as_token_ids)
+    return {
+        "tokens": [f"token_id:{first}" if as_token_ids else text, *rest["tokens"]],
+        "token_logprobs": [None, *rest["token_logprobs"]],
+        "top_logprobs": [None, *rest["top_logprobs"]],
+        "text_offset": [0, *rest["text_offset"]],
+    }
+
+
+def joined_columns(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Columns of a prompt and of what follows it."""
+    return {name: before[name] + after[name] for name in before}
+
+
+def prompt_entries(stream: RequestStream, *, num_top: int) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: for each token of the prompt but the first, entries by token id."""
+    return [
+        {
+            str(entry.token_id): {
+                "logprob": _finite(entry.logprob),
+                "rank": entry.rank,
+                "decoded_token": entry.text,
+            }
+            for entry in token.entries[: num_top + 1]
+        }
+        or None
+        for token in stream.prompt_logprobs
+    ]
 
 
 def chat_entries(
