@@ -13,7 +13,8 @@ from quire.config import SchedulerConfig, TokenizerConfig, WorkerConfig
 from quire.config.flag import CommandParser, add_flags
 from quire.engine_client import Connection
 from quire.errors import ConfigError
-from quire.launcher.option import WIRING, add_stack_flags, flag_of, parse_options
+from quire.launcher.option import WIRING, add_stack_flags, flag_of, parse_options, stack_tls
+from quire.rpc.tls import ClientTls
 
 _FACES = frozenset(
     {"host", "port", "grpc_port", "http", "root_path", "middleware", "allowed_origins", "allow_credentials"}
@@ -30,8 +31,10 @@ class EngineArgs:
 
     Either an engine starts a stack of its own, and then `engine_args` are the settings that `quire serve --help` lists,
     by their names in Python (`max_model_len=4096`); or, with `address`, it attaches to a running one, of which `model`
-    then names a served model. Raises `ConfigError` naming an argument that is unknown, that is not built yet or whose
-    value breaks a rule.
+    then names a served model; `tls` speaks TLS with it, which a file `ssl_ca_certs` of authorities (PEM) or the
+    `ssl_server_name` that its certificate bears ask for as well.
+
+    Raises `ConfigError` naming an argument that is unknown, that is not built yet or whose value breaks a rule.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class EngineArgs:
         api_key: str | None = None,
         tls: bool = False,
         ssl_ca_certs: str | None = None,
+        ssl_server_name: str = "",
         **engine_args: Any,
     ) -> None:
         self.model = model
@@ -49,6 +53,7 @@ class EngineArgs:
         self.api_key = api_key
         self.tls = tls
         self.ssl_ca_certs = ssl_ca_certs
+        self.ssl_server_name = ssl_server_name
         self.engine_args = {name: value for name, value in engine_args.items() if value is not None}
         self._options = self._checked()
 
@@ -68,8 +73,7 @@ class EngineArgs:
         return Connection(
             address=address,
             api_key=self.api_key,
-            tls=self.tls,
-            ssl_ca_certs=self.ssl_ca_certs,
+            tls=self._tls(),
             model=self.model or "" if self._options is None else "",
             # The kernel spreads connections by chance: a few per process leave none of them without work.
             num_channels=4 * replicas if replicas > 1 else 1,
@@ -95,9 +99,20 @@ class EngineArgs:
         }
         return cls(**given)
 
+    @property
+    def _wants_tls(self) -> bool:
+        return self.tls or self.ssl_ca_certs is not None or bool(self.ssl_server_name)
+
+    def _tls(self) -> ClientTls | None:
+        if self._options is not None:
+            return stack_tls(self._options)
+        if not self._wants_tls:
+            return None
+        return ClientTls(ca_certs=self.ssl_ca_certs, server_name=self.ssl_server_name)
+
     def _checked(self) -> argparse.Namespace | None:
         if self.address is None:
-            if self.tls or self.ssl_ca_certs is not None:
+            if self._wants_tls:
                 raise ConfigError(
                     "tls: needs address: a stack of this process's own is on this machine", field="tls"
                 )

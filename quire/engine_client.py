@@ -16,6 +16,7 @@ from quire.errors import Overloaded, QuireError
 from quire.rpc.channel import open_channel
 from quire.rpc.health import check_health
 from quire.rpc.status import error_from_rpc
+from quire.rpc.tls import ClientTls
 from quire.v1 import generation_pb2, generation_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 
 _EOF: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue] — the stubs do not know it
@@ -29,9 +30,8 @@ class Connection:
     address: str
     """host:port, or dns:///host:port."""
     api_key: str | None = None
-    tls: bool = False
-    ssl_ca_certs: str | None = None
-    """File with the authorities (PEM) that may vouch for the stack; default: those of the system."""
+    tls: ClientTls | None = None
+    """None where the stack speaks plain gRPC."""
     model: str = ""
     """Served model name; empty where only one is served."""
     num_channels: int = 1
@@ -112,9 +112,7 @@ class EngineClient:
         if self._loop is loop:
             return
         to = self._connection
-        self._channels = [
-            open_channel(to.address, tls=to.tls, ssl_ca_certs=to.ssl_ca_certs) for _ in range(to.num_channels)
-        ]
+        self._channels = [open_channel(to.address, tls=to.tls) for _ in range(to.num_channels)]
         stubs = [generation_pb2_grpc.GenerationServiceStub(channel) for channel in self._channels]
         self._generates = [cast("Callable[..., Any]", stub.Generate) for stub in stubs]
         self._loop = loop

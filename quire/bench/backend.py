@@ -18,6 +18,7 @@ from quire.client.http_stream import HttpClient
 from quire.errors import QuireError, Unavailable
 from quire.rpc.channel import key_metadata, open_channel
 from quire.rpc.status import error_from_rpc
+from quire.rpc.tls import ClientTls
 from quire.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2, tokenizer_pb2
 
 _GENERATE = "/quire.v1.GenerationService/Generate"
@@ -62,11 +63,19 @@ class GrpcBackend:
 
     name = "grpc"
 
-    def __init__(self, address: str, model: str, sampling: dict[str, Any], api_key: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        sampling: dict[str, Any],
+        api_key: str,
+        *,
+        tls: ClientTls | None = None,
+    ) -> None:
         self.model = model
         self._sampling = sampling
         self._metadata = key_metadata(api_key)
-        self._channels = [open_channel(address) for _ in range(_MAX_CHANNELS)]
+        self._channels = [open_channel(address, tls=tls) for _ in range(_MAX_CHANNELS)]
         self._calls = [channel.unary_stream(_GENERATE) for channel in self._channels]
 
     async def connect(self) -> None:
@@ -117,14 +126,21 @@ class OpenAIBackend:
     """An OpenAI-compatible server; `is_chat` asks for chat completions."""
 
     def __init__(
-        self, base_url: str, model: str, sampling: dict[str, Any], api_key: str, *, is_chat: bool
+        self,
+        base_url: str,
+        model: str,
+        sampling: dict[str, Any],
+        api_key: str,
+        *,
+        is_chat: bool,
+        tls: ClientTls | None = None,
     ) -> None:
         self.name = "openai-chat" if is_chat else "openai"
         self.model = model
         self._is_chat = is_chat
         self._path = "/v1/chat/completions" if is_chat else "/v1/completions"
         self._sampling = sampling
-        self._client = HttpClient(base_url, api_key=api_key)
+        self._client = HttpClient(base_url, api_key=api_key, tls=tls)
 
     async def connect(self) -> None:
         """See `Backend`."""

@@ -15,6 +15,7 @@ from quire.bench.load import Run, run_load
 from quire.bench.plot import check_plot_is_possible, write_plot
 from quire.bench.result import METRICS, details, figures, write_result
 from quire.bench.table import show_table
+from quire.cli.server_flag import add_tls_flags, tls_of
 from quire.config.flag import CommandParser, require
 from quire.errors import ConfigError, Unavailable
 
@@ -123,8 +124,11 @@ def _backend(options: Namespace) -> Backend:
     if options.ignore_eos:
         sampling["ignore_eos"] = True
     if kind == "grpc":
-        return GrpcBackend(address, options.model, sampling, options.api_key)
-    return OpenAIBackend(address, options.model, sampling, options.api_key, is_chat=kind == "openai-chat")
+        return GrpcBackend(address, options.model, sampling, options.api_key, tls=tls_of(options))
+    is_chat = kind == "openai-chat"
+    return OpenAIBackend(
+        address, options.model, sampling, options.api_key, is_chat=is_chat, tls=tls_of(options)
+    )
 
 
 def _percentiles(options: Namespace) -> list[float]:
@@ -208,6 +212,7 @@ def _add_server_flags(group: Any) -> None:
         "--model", metavar="NAME", default="", help="Served model name; default: the first that is listed."
     )
     group.add_argument("--api-key", metavar="KEY", default="", help="Key, where the server asks for one.")
+    add_tls_flags(group)
 
 
 def _add_load_flags(group: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from quire.cli.generate import DEFAULT_ADDRESS
 from quire.cli.sampling_flag import add_sampling_flags, given_params, sampling_params
+from quire.cli.server_flag import add_tls_flags, tls_of
 from quire.client.chat_stream import ChatServer, GrpcChat, HttpChat, Message
 from quire.config.flag import CommandParser
 from quire.errors import QuireError
@@ -24,8 +25,8 @@ def run(argv: Sequence[str]) -> int:
         async def connect() -> ChatServer:
             if options.address.startswith(("http://", "https://")):
                 given = {**given_params(options), "max_tokens": params.max_tokens}
-                return HttpChat(options.address, options.model, given, options.api_key)
-            return GrpcChat(options.address, options.model, params, options.api_key)
+                return HttpChat(options.address, options.model, given, options.api_key, tls=tls_of(options))
+            return GrpcChat(options.address, options.model, params, options.api_key, tls=tls_of(options))
 
         server = runner.run(connect())
         chat = Chat(server, runner, options.system)
@@ -109,5 +110,6 @@ def _parser() -> CommandParser:
     )
     server.add_argument("--model", default="", help="Served model name; default: the only or the first one.")
     server.add_argument("--api-key", default="", help="Key, where the server asks for one.")
+    add_tls_flags(server)
     add_sampling_flags(parser, max_tokens=1024)
     return parser

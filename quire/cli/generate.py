@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import grpc
 
 from quire.cli.sampling_flag import add_sampling_flags, sampling_params
+from quire.cli.server_flag import add_tls_flags, tls_of
 from quire.config.flag import CommandParser
 from quire.rpc.channel import key_metadata, open_channel
 from quire.rpc.status import error_from_rpc
+from quire.rpc.tls import ClientTls
 from quire.sampling_params import SamplingParams
 from quire.v1 import generation_pb2, generation_pb2_grpc
 
@@ -26,6 +28,7 @@ def run(argv: Sequence[str]) -> int:
         params,
         model=options.model,
         api_key=options.api_key,
+        tls=tls_of(options),
         stream=options.stream and params.n == 1,
     )
     asyncio.run(work)
@@ -39,12 +42,13 @@ async def stream_to_terminal(
     *,
     model: str = "",
     api_key: str = "",
+    tls: ClientTls | None = None,
     stream: bool = True,
 ) -> None:
     """Writes the text as it comes, or each sequence once all have ended. Raises the server's `QuireError`."""
     request = generation_pb2.GenerateRequest(text=text, model=model, sampling_params=params.to_proto())
     texts = [""] * params.n
-    async with open_channel(address) as channel:
+    async with open_channel(address, tls=tls) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         try:
             async for response in stub.Generate(request, metadata=key_metadata(api_key)):
@@ -79,5 +83,6 @@ def _parser() -> CommandParser:
     )
     server.add_argument("--model", default="", help="Served model name; needed where several are served.")
     server.add_argument("--api-key", default="", help="Key, where the server asks for one.")
+    add_tls_flags(server)
     add_sampling_flags(parser, max_tokens=200)
     return parser

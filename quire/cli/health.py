@@ -4,19 +4,21 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 
+from quire.cli.server_flag import add_tls_flags, tls_of
 from quire.rpc.channel import open_channel
 from quire.rpc.health import check_health
+from quire.rpc.tls import ClientTls
 
 
 def run(argv: Sequence[str]) -> int:
     """Parses flags and asks. Raises the `QuireError` that says why a process does not serve."""
     arguments = _parser().parse_args(list(argv))
-    asyncio.run(_check(arguments.address, arguments.service, arguments.timeout_s))
+    asyncio.run(_check(arguments.address, arguments.service, arguments.timeout_s, tls_of(arguments)))
     return 0
 
 
-async def _check(address: str, service: str, timeout_s: float) -> None:
-    async with open_channel(address) as channel:
+async def _check(address: str, service: str, timeout_s: float, tls: ClientTls | None) -> None:
+    async with open_channel(address, tls=tls) as channel:
         await check_health(channel, address, service=service, timeout_s=timeout_s)
 
 
@@ -27,4 +29,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout-s", type=float, default=3.0, help="Longest wait in seconds (default: %(default)s)."
     )
+    add_tls_flags(parser)
     return parser

@@ -13,6 +13,7 @@ from quire.client.http_stream import HttpClient
 from quire.errors import Unavailable
 from quire.rpc.channel import key_metadata, open_channel
 from quire.rpc.status import error_from_rpc
+from quire.rpc.tls import ClientTls
 from quire.sampling_params import SamplingParams
 from quire.v1 import generation_pb2, generation_pb2_grpc, tokenizer_pb2
 
@@ -39,8 +40,10 @@ class ChatServer(Protocol):
 class GrpcChat:
     """A tokenizer service's gRPC address."""
 
-    def __init__(self, address: str, model: str, params: SamplingParams, api_key: str) -> None:
-        self._channel = open_channel(address)
+    def __init__(
+        self, address: str, model: str, params: SamplingParams, api_key: str, *, tls: ClientTls | None = None
+    ) -> None:
+        self._channel = open_channel(address, tls=tls)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._model = model
         self._params = params.to_proto()
@@ -67,8 +70,10 @@ class GrpcChat:
 class HttpChat:
     """An OpenAI-compatible address."""
 
-    def __init__(self, base_url: str, model: str, params: dict[str, Any], api_key: str) -> None:
-        self._client = HttpClient(base_url, api_key=api_key)
+    def __init__(
+        self, base_url: str, model: str, params: dict[str, Any], api_key: str, *, tls: ClientTls | None = None
+    ) -> None:
+        self._client = HttpClient(base_url, api_key=api_key, tls=tls)
         self._model = model
         self._params = params
 

@@ -6,12 +6,12 @@ Connections are kept and used again. Knows nothing of what the bodies mean.
 import asyncio
 import contextlib
 import json
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from quire.errors import ConfigError, QuireError, Unavailable
+from quire.rpc.tls import ClientTls
 
 _LIMIT_BYTES = 1 << 22
 """Longest line or head that is read."""
@@ -39,13 +39,15 @@ class _Connection(NamedTuple):
 class HttpClient:
     """Talks to one `http://` or `https://` address, with or without a path such as `/v1`."""
 
-    def __init__(self, base_url: str, *, api_key: str = "") -> None:
+    def __init__(self, base_url: str, *, api_key: str = "", tls: ClientTls | None = None) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"address {base_url!r} is no http:// or https:// address", field="address")
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        tls = tls or ClientTls()
+        self._ssl = tls.ssl_context() if parts.scheme == "https" else None
+        self._server_name = tls.server_name if self._ssl and tls.server_name else None
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self._head = f"host: {parts.netloc.rpartition('@')[2]}\r\naccept: */*\r\n"
         if api_key:
@@ -121,7 +123,13 @@ class HttpClient:
                 return connection, await _send(connection, request)
             connection.writer.close()
         connection = _Connection(
-            *await asyncio.open_connection(self._host, self._port, ssl=self._ssl, limit=_LIMIT_BYTES)
+            *await asyncio.open_connection(
+                self._host,
+                self._port,
+                ssl=self._ssl,
+                server_hostname=self._server_name,
+                limit=_LIMIT_BYTES,
+            )
         )
         try:
             return connection, await _send(connection, request)

@@ -40,7 +40,7 @@ class TokenizerConfig:
     api_key_file: str | None = setting(
         None, "File with a key on each line, and after a blank the tenant on whose behalf it speaks."
     )
-    ssl_certfile: str | None = setting(None, "Certificate chain (PEM) with which the HTTP API speaks TLS.")
+    ssl_certfile: str | None = setting(None, "Certificate chain (PEM) with which gRPC and HTTP speak TLS.")
     ssl_keyfile: str | None = setting(None, "Private key (PEM) of --ssl-certfile, if not in it.")
     root_path: str = setting("", "Path under which a reverse proxy shows the HTTP API.")
     middleware: tuple[str, ...] = setting(

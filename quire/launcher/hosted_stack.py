@@ -10,7 +10,9 @@ import grpc
 
 from quire.background import background_loop
 from quire.errors import Unavailable
+from quire.launcher.option import stack_tls
 from quire.launcher.stack import Stack
+from quire.rpc.channel import key_metadata, open_blocking_channel
 from quire.v1 import generation_pb2, generation_pb2_grpc
 
 _READY_POLL_S = 0.05
@@ -22,7 +24,8 @@ class HostedStack:
 
     def __init__(self, options: argparse.Namespace, api_key: str | None = None) -> None:
         self._stack = Stack(options)
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._metadata = key_metadata(api_key or "")
+        self._tls = stack_tls(options)
         self._loop = background_loop()
         self._owner = os.getpid()
         self._watching: asyncio.Task[None] | None = None
@@ -67,7 +70,7 @@ class HostedStack:
         return True
 
     def _has_ready_model(self) -> bool:
-        with grpc.insecure_channel(self.address) as channel:
+        with open_blocking_channel(self.address, tls=self._tls) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             try:
                 answer = stub.ListModels(

@@ -13,6 +13,7 @@ from quire.config.flag import add_flags
 from quire.config.flag_group import group_of
 from quire.config.not_built import add_refused_flags, refuse
 from quire.errors import ConfigError
+from quire.rpc.tls import ClientTls, own_tls
 
 WIRING = frozenset({"scheduler", "reuse_port", "data_port", "advertise_host", "group_name"})
 """Settings that the launcher makes, not its user."""
@@ -47,6 +48,11 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpa
         names = [each.name for each in fields(config_type) if each.name not in WIRING]
         config_type(**{name: getattr(options, name) for name in names})
     return options
+
+
+def stack_tls(options: Any) -> ClientTls | None:
+    """How the launcher itself speaks to the stack of `options`. Raises `ConfigError`."""
+    return own_tls(options.ssl_certfile, options.ssl_keyfile) if options.ssl_certfile else None
 
 
 def service_arguments(options: Any, config_type: type[Any]) -> list[str]:

@@ -1,12 +1,12 @@
 """Opening a channel to another process. Knows addresses and limits, no service."""
 
 import json
-from pathlib import Path
 
 import grpc
 
 from quire.errors import ConfigError
 from quire.rpc import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
+from quire.rpc.tls import ClientTls
 
 _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
@@ -33,35 +33,39 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def open_channel(address: str, *, tls: bool = False, ssl_ca_certs: str | None = None) -> grpc.aio.Channel:
+def open_channel(address: str, *, tls: ClientTls | None = None) -> grpc.aio.Channel:
     """A channel to `address`: `host:port`, or `dns:///host:port` for every process behind a name.
-
-    With `tls` the peer is trusted if an authority in the file `ssl_ca_certs` (PEM; default: those of the system)
-    vouches for it.
 
     Behind a name, calls go round-robin over all addresses that it resolves to, and the name is resolved again
     whenever a connection is lost. Connecting is lazy: an absent peer shows at the first call as UNAVAILABLE. The
     caller closes the channel. Raises `ConfigError` for anything that is no address.
     """
-    options = list(_OPTIONS)
-    if _checked_target(address).startswith("dns:"):
-        options.append(("grpc.service_config", _SERVICE_CONFIG))
-    if not tls:
+    options = _options(_checked_target(address), tls)
+    if tls is None:
         return grpc.aio.insecure_channel(address, options=options)
-    return grpc.aio.secure_channel(address, _credentials(ssl_ca_certs), options=options)
+    return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
 
 
-def _credentials(ssl_ca_certs: str | None) -> grpc.ChannelCredentials:
-    try:
-        authorities = Path(ssl_ca_certs).read_bytes() if ssl_ca_certs is not None else None
-    except OSError as error:
-        raise ConfigError(f"ssl_ca_certs={ssl_ca_certs}: {error.strerror}", field="ssl_ca_certs") from error
-    return grpc.ssl_channel_credentials(authorities)
+def open_blocking_channel(address: str, *, tls: ClientTls | None = None) -> grpc.Channel:
+    """The same for a caller without an event loop."""
+    options = _options(_checked_target(address), tls)
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, tls.channel_credentials(), options=options)
 
 
 def key_metadata(api_key: str) -> tuple[tuple[str, str], ...]:
     """Metadata of a call that show the key; none for an empty one."""
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+
+def _options(address: str, tls: ClientTls | None) -> list[tuple[str, int | str]]:
+    options = list(_OPTIONS)
+    if address.startswith("dns:"):
+        options.append(("grpc.service_config", _SERVICE_CONFIG))
+    if tls is not None and tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return options
 
 
 def _checked_target(address: str) -> str:

@@ -44,14 +44,19 @@ def build_server(
     return grpc.aio.server(interceptors=(*interceptors, MessageGuard()), options=options)
 
 
-def bind(server: grpc.aio.Server, host: str, port: int) -> int:
-    """Binds `server` and returns the real port (`port` 0 means any free one).
+def bind(
+    server: grpc.aio.Server, host: str, port: int, *, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    """Binds `server`, with TLS if there are `credentials`, and returns the real port (`port` 0 means any free one).
 
     Raises `ConfigError` naming host:port and, where it can be found out, the process that holds it.
     """
     bracketed = f"[{host}]" if ":" in host else host
     try:
-        bound = server.add_insecure_port(f"{bracketed}:{port}")
+        if credentials is None:
+            bound = server.add_insecure_port(f"{bracketed}:{port}")
+        else:
+            bound = server.add_secure_port(f"{bracketed}:{port}", credentials)
     except RuntimeError as error:
         raise ConfigError(
             f"cannot listen on {bracketed}:{port}: {describe_holder(port)}", field="port"

@@ -7,6 +7,7 @@ import pytest
 
 from quire import AsyncEngineArgs, EngineArgs
 from quire.errors import ConfigError
+from quire.rpc.tls import ClientTls
 
 
 def test_arguments_become_the_options_of_a_stack_on_a_free_port() -> None:
@@ -69,4 +70,4 @@ def test_an_address_makes_model_the_name_of_a_served_one() -> None:
     args = EngineArgs("chat", address="dns:///quire.internal:50051", api_key="secret", tls=True)
     assert args.stack_options is None
     connection = args.connection("dns:///quire.internal:50051")
-    assert (connection.model, connection.api_key, connection.tls) == ("chat", "secret", True)
+    assert (connection.model, connection.api_key, connection.tls) == ("chat", "secret", ClientTls())

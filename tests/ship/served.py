@@ -41,7 +41,7 @@ def running_stack(
     try:
         line = process.stdout.readline()
         match = re.match(r"Quire is ready: .* on grpc (127\.0\.0\.1:\d+) ", line)
-        http = re.search(r"http://127\.0\.0\.1:\d+", line)
+        http = re.search(r"https?://127\.0\.0\.1:\d+", line)
         assert match, f"no ready line but {line!r}"
         scheduler = re.search(r"scheduler (127\.0\.0\.1:\d+)", line)
         assert scheduler, line

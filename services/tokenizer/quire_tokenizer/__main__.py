@@ -19,6 +19,7 @@ from quire.config.api_key import load_api_keys
 from quire.config.flag import parse
 from quire.errors import ConfigError
 from quire.rpc.server import HealthReporter, add_health_and_reflection, bind, build_server
+from quire.rpc.tls import server_credentials
 from quire.telemetry.logs import configure_logging
 from quire.telemetry.tracing import configure_tracing
 from quire.v1 import generation_pb2_grpc, tokenizer_pb2_grpc
@@ -59,6 +60,7 @@ async def serve(config: TokenizerConfig) -> None:
     router = Router(links)
     tracing = configure_tracing("tokenizer")
     engine = GenerationEngine(shelf, router, config.max_num_requests, tracing)
+    tls = server_credentials(config.ssl_certfile, config.ssl_keyfile) if config.ssl_certfile else None
     credentials = Credentials(load_api_keys(config.api_key, config.api_key_file))
     server = build_server(
         interceptors=[CredentialGuard(credentials)],
@@ -79,7 +81,7 @@ async def serve(config: TokenizerConfig) -> None:
     waiter = asyncio.create_task(stop.wait())
     if config.reuse_port:
         await _until_ready(router, [waiter, *tasks])
-    port = bind(server, config.host, config.grpc_port)
+    port = bind(server, config.host, config.grpc_port, credentials=tls)
     facts = {"service": "tokenizer", "grpc": f"{config.host}:{port}"}
     await server.start()
     http = HttpServer(app, config) if app is not None else None
