@@ -47,6 +47,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "allow_credentials",
         "max_message_bytes",
         "max_header_bytes",
+        "http_read_timeout_ms",
         "max_json_depth",
         "max_num_prompts",
         "max_num_requests",

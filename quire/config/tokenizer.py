@@ -57,6 +57,9 @@ class TokenizerConfig:
     reasoning_parser: str | None = setting(None, "Format in which the model writes its reasoning.")
     max_message_bytes: int = setting(8 * 1024 * 1024, "Largest request in bytes, over gRPC and HTTP.")
     max_header_bytes: int = setting(64 * 1024, "Largest head of an HTTP request, in bytes.")
+    http_read_timeout_ms: int = setting(
+        60_000, "Longest wait for the whole of an HTTP request; a slower client is cut off."
+    )
     max_json_depth: int = setting(64, "Deepest nesting of an HTTP request's body.")
     max_num_prompts: int = setting(1024, "Most prompts of one HTTP request.")
     max_num_requests: int = setting(4096, "Most live requests; one more is refused with RESOURCE_EXHAUSTED.")
@@ -66,6 +69,7 @@ class TokenizerConfig:
         for name in (
             "max_message_bytes",
             "max_header_bytes",
+            "http_read_timeout_ms",
             "max_json_depth",
             "max_num_prompts",
             "max_num_requests",

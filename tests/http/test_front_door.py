@@ -207,8 +207,7 @@ async def test_what_is_larger_than_the_limits_is_refused(stack: _Stack, http: ht
 
 
 async def test_an_endless_head_ends_the_connection(stack: _Stack) -> None:
-    host, _, port = stack.front.http_url.removeprefix("http://").rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await _connect(stack.front)
     writer.write(b"GET /health HTTP/1.1\r\nx: ")
     answer = asyncio.create_task(reader.readline())
     num_sent = 0
@@ -219,6 +218,75 @@ async def test_an_endless_head_ends_the_connection(stack: _Stack) -> None:
         assert num_sent < 1_000_000
     assert (await answer).startswith(b"HTTP/1.1 431")
     writer.close()
+
+
+_HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: quire\r\ncontent-length: 100000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begins", "pieces"),
+    [(b"GET /health HTTP/1.1\r\nx: ", b"a"), (_HEAD, b" "), (b"", b"\r\n")],
+    ids=["head", "body", "blank-lines"],
+)
+async def test_a_client_that_sends_slowly_is_cut_off(begins: bytes, pieces: bytes) -> None:
+    with tokenizer("127.0.0.1:9", *_ECHO, "--http-read-timeout-ms", "400") as front:
+        reader, writer = await _connect(front)
+        writer.write(begins)
+        ended = asyncio.create_task(reader.read())
+        async with asyncio.timeout(20):
+            while not ended.done():
+                writer.write(pieces)
+                await asyncio.sleep(0.01)
+        writer.close()
+        answer = await ended
+        if not begins:
+            assert answer == b""
+        else:
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b"http_read_timeout_ms=400" in answer
+
+
+async def test_a_connection_on_which_nothing_is_asked_is_closed() -> None:
+    with tokenizer("127.0.0.1:9", *_ECHO, "--http-read-timeout-ms", "200") as front:
+        reader, writer = await _connect(front)
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_slowness_of_the_server_is_not_the_clients() -> None:
+    with scheduler() as owner, tokenizer(owner.address, *_ECHO, "--http-read-timeout-ms", "200") as front:
+        async with (
+            echoing(EchoWorker(owner.address, steps_per_s=50)),
+            httpx.AsyncClient(base_url=front.http_url, timeout=20) as http,
+        ):
+            await _until_ready(http)
+            reader, writer = await _connect(front)
+            body = json.dumps({**_LONG, "max_tokens": 40}).encode()
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: quire\r\ncontent-length: %d\r\n\r\n" % len(body)
+            async with asyncio.timeout(20):
+                for _ in range(2):
+                    # What comes after a request, as some clients add it, begins no wait that would end its answer.
+                    writer.write(head + body)
+                    assert await reader.readuntil(b"\r\n\r\n")
+                    writer.write(b"\r\n")
+                    assert (await reader.readuntil(b"data: [DONE]")).count(b"data: ") > 20
+                    await reader.readuntil(b"0\r\n\r\n")
+            writer.close()
+
+
+async def test_a_client_that_leaves_in_the_midst_of_its_body_is_no_fault(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with tokenizer("127.0.0.1:9", *_ECHO) as front:
+        _reader, writer = await _connect(front)
+        writer.write(_HEAD + b"{")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        async with httpx.AsyncClient(base_url=front.http_url) as http:
+            assert (await http.get("/health")).status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_nobody_serves_is_said_as_503() -> None:
@@ -358,6 +426,11 @@ async def test_vertex_ai_sets_port_and_routes_by_environment(monkeypatch: pytest
                 _truth([9], 3),
             ]
             assert (await http.post(predict, json={"instances": [one, {}]})).status_code == 400
+
+
+async def _connect(front: Service) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = front.http_url.removeprefix("http://").rpartition(":")
+    return await asyncio.open_connection(host, int(port))
 
 
 async def _until_ready(http: httpx.AsyncClient, path: str = "/ready") -> None:

@@ -246,6 +246,11 @@ def test_content_parts_and_the_developer_role_are_text_like_any_other(
     plain = tokens([{"role": "system", "content": "Be\nbrief."}, *_MESSAGES])
     parts = [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]
     assert tokens([{"role": "developer", "content": parts}, *_MESSAGES]) == plain
+    declined = tokens([*_MESSAGES, {"role": "assistant", "content": "I will not."}, *_MESSAGES])
+    refusal = [{"type": "refusal", "refusal": "I will not."}]
+    assert tokens([*_MESSAGES, {"role": "assistant", "content": refusal}, *_MESSAGES]) == declined
+    said = {"role": "assistant", "content": None, "refusal": "I will not."}
+    assert tokens([*_MESSAGES, said, *_MESSAGES]) == declined
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=_MODEL, messages=[{"role": "user", "content": [image]}])

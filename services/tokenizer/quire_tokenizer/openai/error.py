@@ -68,6 +68,11 @@ async def answer_http_error(_request: Request, error: Exception) -> Response:
     return Response(body, error.status_code, _headers(error.headers), "application/json")
 
 
+async def answer_nobody(_request: Request, _error: Exception) -> Response:
+    """Handler of the application for a client that went away, or was cut off, in the midst of its body: it sees none."""
+    return Response(status_code=408)
+
+
 async def answer_unforeseen(_request: Request, _error: Exception) -> Response:
     """Handler of the application for faults of our own; what they are is in the log."""
     return Response(_document("internal error", "server_error", None, None), 500, None, "application/json")

@@ -19,6 +19,13 @@ class ContentPart(BaseModel):
 
     type: Text
     text: Text | None = None
+    refusal: Text | None = None
+    """Text of a part of type `refusal`, with which an assistant declined."""
+
+    @property
+    def own_text(self) -> str | None:
+        """Its text, under whichever name it comes."""
+        return self.refusal if self.text is None and self.type == "refusal" else self.text
 
 
 class Message(BaseModel):
@@ -31,6 +38,8 @@ class Message(BaseModel):
     name: Text | None = None
     tool_call_id: Text | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    refusal: Text | None = None
+    """What an assistant said instead of content."""
     reasoning_content: Text | None = None
     reasoning: Text | None = None
     """The newer name of `reasoning_content`; templates know one or the other."""
@@ -39,12 +48,15 @@ class Message(BaseModel):
     def text(self) -> str:
         """Its content as one text; what is no text is left out."""
         if isinstance(self.content, list):
-            return "\n".join(part if isinstance(part, str) else part.text or "" for part in self.content)
-        return self.content or ""
+            return "\n".join(part if isinstance(part, str) else part.own_text or "" for part in self.content)
+        return self.content or self.refusal or ""
 
     def for_template(self, where: str) -> dict[str, Any]:
         """The message as templates know it. Raises `InvalidRequest` that begins with `where`."""
-        message: dict[str, Any] = {"role": self.role, "content": _readable(self.content, where)}
+        message: dict[str, Any] = {
+            "role": self.role,
+            "content": _readable(self.content or self.refusal, where),
+        }
         for name in ("name", "tool_call_id"):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
@@ -76,9 +88,10 @@ def _text_of(part: ContentPart | str, where: str) -> str:
             f"{where}.type={part.type!r}: only text is supported; the model reads no images, audio or files",
             field="messages",
         )
-    if part.text is None:
-        raise InvalidRequest(f"{where}.text is missing", field="messages")
-    return part.text
+    if part.own_text is None:
+        name = "refusal" if part.type == "refusal" else "text"
+        raise InvalidRequest(f"{where}.{name} is missing", field="messages")
+    return part.own_text
 
 
 def _tool_call(call: dict[str, Any], where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from quire.config import TokenizerConfig, vertex
@@ -21,7 +22,12 @@ from quire_tokenizer.credential import Credentials
 from quire_tokenizer.openai.chat_request import ChatCompletionRequest
 from quire_tokenizer.openai.completion import CompletionRequest
 from quire_tokenizer.openai.desk import Desk
-from quire_tokenizer.openai.error import answer_http_error, answer_quire_error, answer_unforeseen
+from quire_tokenizer.openai.error import (
+    answer_http_error,
+    answer_nobody,
+    answer_quire_error,
+    answer_unforeseen,
+)
 from quire_tokenizer.openai.guard import KeyGuard
 from quire_tokenizer.openai.invocation import add_invocation_routes
 from quire_tokenizer.openai.limit import BodyLimit
@@ -45,6 +51,7 @@ def build_app(desk: Desk, credentials: Credentials) -> FastAPI:
     )
     app.add_exception_handler(QuireError, answer_quire_error)
     app.add_exception_handler(HTTPException, answer_http_error)
+    app.add_exception_handler(ClientDisconnect, answer_nobody)
     app.add_exception_handler(Exception, answer_unforeseen)
     _add_generation_routes(app, desk)
     add_model_routes(app, desk)

@@ -9,25 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quire.config import TokenizerConfig
 from quire.errors import ConfigError
 from quire.rpc.port import describe_holder
+from quire_tokenizer.openai.bounded_protocol import BoundedProtocol
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 """Longer than the minute for which proxies keep an idle connection."""
 
 _POLL_S = 0.01
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b"
-)
-_TOO_LARGE_BODY = (
-    b'{"error":{"message":"the head of the request is larger than max_header_bytes=%d",'
-    b'"type":"invalid_request_error","param":null,"code":"request_too_large"}}'
-)
 
 
 class HttpServer:
@@ -66,60 +58,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _BoundedProtocol(HttpToolsProtocol):
-    """Refuses a request whose head is longer than it may be; httptools itself would read on for ever."""
-
-    max_header_bytes = 0
-    _num_head_bytes = 0
-    _reads_head = False
-    _refused = False
-
-    def data_received(self, data: bytes) -> None:
-        """Counts what comes while a head is incomplete, but for the read in which it began."""
-        read_head_before = self._reads_head
-        super().data_received(data)
-        if self._reads_head and read_head_before:
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > self.max_header_bytes:
-                self._refuse()
-
-    def on_message_begin(self) -> None:
-        """A head begins."""
-        self._reads_head = True
-        self._num_head_bytes = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """The head is complete; its exact length decides."""
-        self._reads_head = False
-        if (
-            len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            > self.max_header_bytes
-        ):
-            self._refuse()
-        if not self._refused:
-            super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        """Part of a body."""
-        if not self._refused:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """The end of a request."""
-        if not self._refused:
-            super().on_message_complete()
-
-    def _refuse(self) -> None:
-        if not self._refused:
-            self._refused = True
-            body = _TOO_LARGE_BODY % self.max_header_bytes
-            self.transport.write(_TOO_LARGE % (len(body), body))
-            self.transport.close()
-
-
 def _uvicorn_config(app: Any, config: TokenizerConfig) -> uvicorn.Config:
-    protocol = type("BoundedProtocol", (_BoundedProtocol,), {"max_header_bytes": config.max_header_bytes})
+    limits = {"max_header_bytes": config.max_header_bytes, "read_timeout_ms": config.http_read_timeout_ms}
+    protocol = type("LimitedProtocol", (BoundedProtocol,), limits)
     settings = uvicorn.Config(
         app,
         http=protocol,
