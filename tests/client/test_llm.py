@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from quire import LLM, SamplingParams
+from quire.assets import shipped_model_path
 from quire.errors import ConfigError, InvalidRequest, Unauthenticated
 
 _GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -62,6 +66,44 @@ def test_logprobs_and_several_sequences_have_the_fields_of_vllm(llm: LLM) -> Non
         drawn = [position[token] for position, token in zip(each.logprobs, each.token_ids, strict=True)]
         assert each.cumulative_logprob == pytest.approx(math.fsum(entry.logprob for entry in drawn), abs=1e-4)
         assert all(len(position) in (2, 3) for position in each.logprobs)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return AutoModelForCausalLM.from_pretrained(shipped_model_path(), dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("num_alternatives", [0, 3])
+def test_prompt_logprobs_are_those_of_transformers_though_the_prompt_is_cached(
+    llm: LLM, reference: Any, num_alternatives: int
+) -> None:
+    tokenizer = llm.get_tokenizer()
+    prompt = tokenizer.encode(
+        "O Romeo, Romeo, wherefore art thou Romeo? Deny thy father and refuse thy name. " * 8
+    )
+    llm.generate(prompt, _GREEDY, use_tqdm=False)
+    (cached,) = llm.generate(prompt, _GREEDY, use_tqdm=False)
+    assert cached.num_cached_tokens and cached.num_cached_tokens > 100
+    assert cached.prompt_logprobs is None
+    asking = replace(_GREEDY, prompt_logprobs=num_alternatives)
+    (output,) = llm.generate(prompt, asking, use_tqdm=False)
+    assert output.num_cached_tokens == 0
+    assert output.outputs[0].token_ids == cached.outputs[0].token_ids
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0].double().log_softmax(1)
+    assert output.prompt_logprobs is not None
+    first, *rest = output.prompt_logprobs
+    assert first is None
+    for row, token, entries in zip(expected, prompt[1:], rest, strict=False):
+        assert entries is not None
+        assert next(iter(entries)) == token
+        best = set(row.topk(num_alternatives).indices.tolist())
+        assert {token, *best} == set(entries)
+        for token_id, entry in entries.items():
+            assert entry.logprob == pytest.approx(float(row[token_id]), abs=1e-4)
+            assert entry.rank == 1 + int((row > row[token_id]).sum())
+            assert entry.decoded_token == tokenizer.decode([token_id])
+    assert len(rest) == len(prompt) - 1
 
 
 def test_a_stop_string_is_the_stop_reason(llm: LLM) -> None:
