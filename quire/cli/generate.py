@@ -3,9 +3,11 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import grpc
 
+from quire.cli.logprob_table import logprob_table
 from quire.cli.sampling_flag import add_sampling_flags, sampling_params
 from quire.cli.server_flag import add_tls_flags, tls_of
 from quire.config.flag import CommandParser
@@ -21,7 +23,9 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 def run(argv: Sequence[str]) -> int:
     """Parses flags and generates."""
     options = _parser().parse_args(argv)
-    params = sampling_params(options)
+    params = replace(
+        sampling_params(options), logprobs=options.logprobs, prompt_logprobs=options.prompt_logprobs
+    )
     work = stream_to_terminal(
         options.address,
         options.text,
@@ -45,14 +49,21 @@ async def stream_to_terminal(
     tls: ClientTls | None = None,
     stream: bool = True,
 ) -> None:
-    """Writes the text as it comes, or each sequence once all have ended. Raises the server's `QuireError`."""
+    """Writes the text as it comes, or each sequence once all have ended; then the log-probabilities that were asked for.
+
+    Raises the server's `QuireError`.
+    """
     request = generation_pb2.GenerateRequest(text=text, model=model, sampling_params=params.to_proto())
     texts = [""] * params.n
+    of_prompt: list[generation_pb2.TokenLogprobs] = []
+    of_outputs: list[list[generation_pb2.TokenLogprobs]] = [[] for _ in texts]
     async with open_channel(address, tls=tls) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         try:
             async for response in stub.Generate(request, metadata=key_metadata(api_key)):
+                of_prompt += response.prompt_logprobs
                 for delta in response.outputs:
+                    of_outputs[delta.index] += delta.logprobs
                     texts[delta.index] += delta.text
                     if stream:
                         sys.stdout.write(delta.text)
@@ -63,6 +74,13 @@ async def stream_to_terminal(
         print()
     else:
         print("\n".join(texts if params.n == 1 else (f"[{i}] {each}" for i, each in enumerate(texts))))
+    for heading, tokens in (("prompt", of_prompt), *zip(_names(params.n), of_outputs, strict=True)):
+        if tokens:
+            print("\n" + logprob_table(f"log-probability, rank and text of the {heading}'s tokens:", tokens))
+
+
+def _names(num_outputs: int) -> list[str]:
+    return ["output"] if num_outputs == 1 else [f"output [{index}]" for index in range(num_outputs)]
 
 
 def _parser() -> CommandParser:
@@ -77,6 +95,11 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--no-stream", dest="stream", action="store_false", help="Write the text once it is complete."
     )
+    reports = parser.add_argument_group("log-probabilities", "Listed after the text, token by token.")
+    reports.add_argument(
+        "--logprobs", type=int, metavar="N", help="Of the output, each token with N alternatives; 0 for none."
+    )
+    reports.add_argument("--prompt-logprobs", type=int, metavar="N", help="The same of the prompt.")
     server = parser.add_argument_group("server")
     server.add_argument(
         "--address", default=DEFAULT_ADDRESS, help="A tokenizer service, host:port (default: %(default)s)."

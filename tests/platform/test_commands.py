@@ -112,6 +112,27 @@ def test_generate_shows_each_of_n_sequences(address: str) -> None:
     assert _quire("generate", "ROMEO:", *flags, "--no-stream").stdout == streamed.stdout
 
 
+def test_generate_lists_log_probabilities_after_the_text(address: str) -> None:
+    flags = ("--address", address, "--temperature", "0", "--max-tokens", "3")
+    plain = _quire("generate", "ROMEO:", *flags)
+    shown = _quire("generate", "ROMEO:", *flags, "--logprobs", "2", "--prompt-logprobs", "0")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(plain.stdout)
+    of_prompt, of_output = (
+        part.split("\n")[1:] for part in shown.stdout.rstrip().rsplit("\n\nlog-probability", 2)[1:]
+    )
+    assert of_prompt[0].split()[:2] == ["-", "-"]
+    assert [json.loads(line.split(maxsplit=2)[2]) for line in of_prompt[1:]][-1] == ":"
+    assert len(of_output) == 3
+    for line in of_output:
+        logprob, rank, texts = line.split(maxsplit=2)
+        assert float(logprob) <= 0
+        assert rank == "1", "greedy"
+        assert texts.count(logprob) == 1, "the token is the first of its alternatives"
+    refused = _quire("generate", "ROMEO:", *flags, "--prompt-logprobs", "21")
+    assert "prompt_logprobs=21: must be from 0 to 20" in refused.stderr
+
+
 def test_generate_takes_a_file(address: str, tmp_path: Path) -> None:
     file = tmp_path / "generate.yaml"
     file.write_text(f"address: {address}\ntemperature: 0\nmax_tokens: 20\nstop: [e, o]\n")
