@@ -1,0 +1,135 @@
+"""Compiles every kernel of a served step for a GPU that is not there: prints their names, or ends with the compiler's error.
+
+    python -m tests.doubles.compile_only 90 bfloat16
+
+A small decoder takes steps of several shapes over tensors of the CPU. Where a kernel would be launched it is only compiled, to
+machine code of the capability that is asked for; so the results are rubbish, and nobody looks at them.
+"""
+
+import os
+import sys
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined
+
+import numpy as np
+import torch
+from quire_kernels import dispatch
+from quire_kernels.activation import silu_and_mul
+from quire_kernels.attention import decode, paged, prefill
+from quire_kernels.linear import gemv, rows
+from quire_kernels.norm import rows as norm_rows
+from quire_kernels.rotary import heads
+from quire_worker.device_batch import DeviceBatch
+from quire_worker.device_step import DeviceStep
+from quire_worker.kv_cache import CacheShape, allocate_cache
+from quire_worker.model.config import parse_model_config
+from quire_worker.model.decoder import Decoder
+from quire_worker.model.rope import rotary_table
+from quire_worker.model.weights import dummy_weights
+from quire_worker.step_shape import StepShape
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+CPU = torch.device("cpu")
+NUM_MULTIPROCESSORS = 132
+MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN = 512, 512, 4096
+BATCHES = (1, 8, 64, 128, 512)
+"""Of one row, of few, of many: each has kernels or settings of its own."""
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 1000,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": MAX_MODEL_LEN,
+    "tie_word_embeddings": True,
+}
+
+
+class AbsentDevice:
+    """What the compiler asks a driver for."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_step(capability: int, cache_dtype: torch.dtype) -> set[str]:
+    """The kernels of a step for a GPU of this capability (ten times major, plus minor), all of them compiled."""
+    names: set[str] = set()
+    launch = JITFunction.run
+
+    def compile_instead(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        names.add(kernel.fn.__name__)
+        return launch(kernel, *arguments, grid=grid, warmup=True, **options)
+
+    driver.set_active(AbsentDevice(capability))
+    major = capability // 10
+    overlaps = [
+        patch.object(module, "overlaps_launches", lambda device: major >= 9)
+        for module in (decode, prefill, gemv, rows, norm_rows, silu_and_mul, heads)
+    ]
+    with ExitStack() as patches:
+        for each in (
+            patch.object(JITFunction, "run", compile_instead),
+            patch.object(dispatch, "_runs_triton", lambda tensor: True),
+            patch.object(dispatch, "_is_hopper_or_later", lambda device: major >= 9),
+            patch.object(paged, "_device_facts", lambda device: (major, NUM_MULTIPROCESSORS)),
+            *overlaps,
+        ):
+            patches.enter_context(each)
+        _take_steps(cache_dtype)
+    return names
+
+
+def _take_steps(cache_dtype: torch.dtype) -> None:
+    model = parse_model_config(CONFIG)
+    weights = dummy_weights(model, 0, torch.bfloat16, CPU)
+    rotary = rotary_table(
+        model.rope, head_dim=128, max_position_embeddings=MAX_MODEL_LEN, max_model_len=MAX_MODEL_LEN
+    )
+    cache = CacheShape(model=model, dtype=cache_dtype, block_size=16)
+    batch = DeviceBatch(
+        max_num_seqs=MAX_NUM_SEQS,
+        max_num_tokens=MAX_NUM_TOKENS,
+        max_blocks=MAX_MODEL_LEN // 16,
+        vocab_size=model.vocab_size,
+        device=CPU,
+    )
+    step = DeviceStep(
+        Decoder(model, weights, rotary), allocate_cache(cache, 4, CPU), batch, max_num_seqs=MAX_NUM_SEQS
+    )
+    shapes = [StepShape(size, size, True, MAX_MODEL_LEN) for size in BATCHES]
+    for shape in (*shapes, StepShape(MAX_NUM_TOKENS, 32, False, MAX_MODEL_LEN)):
+        batch.load_padding(shape)
+        step.forward(shape)
+        step.mask([0], np.zeros((1, -(-model.vocab_size // 32)), dtype=np.int32))
+        step.draw(shape.num_rows)
+    _change_slots(batch, step)
+
+
+def _change_slots(batch: DeviceBatch, step: DeviceStep) -> None:
+    ints = torch.zeros((1, 16), dtype=torch.int32)
+    dispatch.admit_slots(batch.state, ints, torch.zeros(1, dtype=torch.int32))
+    dispatch.grant_blocks(batch.state, ints[:, :3].contiguous())
+    dispatch.fork_slots(batch.state, ints[:, :3].contiguous())
+    dispatch.copy_blocks(step.kv_cache, torch.zeros((1, 2), dtype=torch.int64))
+
+
+if __name__ == "__main__":
+    print(*sorted(compile_step(int(sys.argv[1]), getattr(torch, sys.argv[2]))))

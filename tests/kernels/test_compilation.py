@@ -1,0 +1,59 @@
+"""Every kernel of a served step compiles for GPUs of two generations, on a machine that has none.
+
+The interpreter accepts what the compiler refuses, so tests under it alone would let kernels rot.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+KERNELS = {
+    "_paged_attention_decode_kernel",
+    "_paged_attention_merge_kernel",
+    "_paged_attention_prefill_kernel",
+    "_schedule_prefill_rows_kernel",
+    "_rotary_embedding_cache_kernel",
+    "_rms_norm_rows_kernel",
+    "_silu_and_mul_tiles_kernel",
+    "_linear_gemv_kernel",
+    "sample_tiles_kernel",
+    "sample_rows_kernel",
+    "_mask_early_stops_kernel",
+    "_apply_token_bitmask_kernel",
+    "_prepare_tokens_kernel",
+    "_prepare_rows_kernel",
+    "_advance_slots_kernel",
+    "_admit_slots_kernel",
+    "_grant_blocks_kernel",
+    "_fork_slots_kernel",
+    "_copy_blocks_spans_kernel",
+}
+"""What every generation runs."""
+
+
+@pytest.mark.parametrize(
+    ("capability", "cache_dtype", "more"),
+    [
+        (90, "bfloat16", {"_linear_rows_kernel"}),
+        (90, "float8_e4m3fn", {"_linear_rows_kernel"}),
+        (80, "bfloat16", set[str]()),
+    ],
+)
+def test_the_kernels_of_a_step_compile(
+    capability: int, cache_dtype: str, more: set[str], tmp_path: Path
+) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.doubles.compile_only", str(capability), cache_dtype],
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert set(finished.stdout.split()) == KERNELS | more
