@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QUIRE = [sys.executable, "-m", "quire.cli.main"]
+SERVE = [*QUIRE, "serve"]
 STOP_WITHIN_S = 60
 
 
@@ -27,11 +28,11 @@ class Served:
 
 @contextlib.contextmanager
 def running_stack(
-    *flags: str, command: Sequence[str] = QUIRE, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    *flags: str, command: Sequence[str] = SERVE, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[Served]:
-    """`quire serve` on free ports; it must exit 0 on SIGTERM."""
+    """`quire serve`, or another command that serves, on free ports; it must exit 0 on SIGTERM."""
     process = subprocess.Popen(
-        [*command, "serve", "--grpc-port", "0", "--port", "0", *flags],
+        [*command, "--grpc-port", "0", "--port", "0", *flags],
         stdout=subprocess.PIPE,
         text=True,
         env=env,

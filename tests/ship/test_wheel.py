@@ -36,7 +36,9 @@ def test_the_wheel_serves_the_shipped_model(wheel: Path, tmp_path: Path) -> None
     where = _run(environment, environment.python, "-c", "import quire; print(quire.__path__[0])")
     assert Path(where.strip()).is_relative_to(environment.directory)
     quire = str(environment.directory / "bin" / "quire")
-    with running_stack(command=[quire], cwd=environment.directory, env=environment.variables) as served:
+    with running_stack(
+        command=[quire, "serve"], cwd=environment.directory, env=environment.variables
+    ) as served:
         text = _run(
             environment, quire, "generate", "ROMEO:\n", "--address", served.address, "--max-tokens", "40"
         )
