@@ -81,10 +81,11 @@ async def serve(config: TokenizerConfig) -> None:
     waiter = asyncio.create_task(stop.wait())
     if config.reuse_port:
         await _until_ready(router, [waiter, *tasks])
+    # Both ports are bound before either serves: a busy one ends the process with nothing to take back.
+    http = HttpServer(app, config) if app is not None else None
     port = bind(server, config.host, config.grpc_port, credentials=tls)
     facts = {"service": "tokenizer", "grpc": f"{config.host}:{port}"}
     await server.start()
-    http = HttpServer(app, config) if app is not None else None
     if http is not None:
         await http.start()
         facts["http"] = http.url
