@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from quire.inputs import PromptType, TextPrompt, TokensPrompt
     from quire.llm import LLM
     from quire.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, Logprob, RequestOutput
+    from quire.release import __version__
     from quire.sampling_params import RequestOutputKind, SamplingParams
     from quire.structured_outputs import StructuredOutputsParams
 
@@ -32,6 +33,7 @@ __all__ = [
     "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
+    "__version__",
 ]
 
 _MODULE_OF = {
@@ -52,6 +54,7 @@ _MODULE_OF = {
     "StructuredOutputsParams": "structured_outputs",
     "TextPrompt": "inputs",
     "TokensPrompt": "inputs",
+    "__version__": "release",
 }
 
 

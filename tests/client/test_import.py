@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -26,3 +27,7 @@ def test_every_name_can_be_had_without_torch() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="LLLM"):
         _ = quire.LLLM
+
+
+def test_the_release_is_the_installed_one() -> None:
+    assert quire.__version__ == version("quire")

@@ -4,12 +4,11 @@
 scheduler is away would kill its requests.
 """
 
-from importlib.metadata import version
-
 from fastapi import FastAPI
 from starlette.responses import Response
 
 from quire.config import vertex
+from quire.release import __version__
 from quire_tokenizer.openai.desk import Desk
 
 OPEN_PATHS = ("/health", "/ready", "/ping")
@@ -28,7 +27,7 @@ def add_probe_routes(app: FastAPI, desk: Desk) -> None:
 
     async def show_version() -> dict[str, str]:
         """The version of Quire."""
-        return {"version": version("quire")}
+        return {"version": __version__}
 
     app.get("/health", response_class=Response)(health)
     for path in dict.fromkeys(("/ready", "/ping", vertex.health_route())):

@@ -6,7 +6,6 @@ than the rest of a short request; their schemas are put into the OpenAPI documen
 
 import importlib
 import inspect
-from importlib.metadata import version
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
@@ -18,6 +17,7 @@ from starlette.responses import Response
 
 from quire.config import TokenizerConfig, vertex
 from quire.errors import ConfigError, QuireError
+from quire.release import __version__
 from quire_tokenizer.credential import Credentials
 from quire_tokenizer.openai.chat_request import ChatCompletionRequest
 from quire_tokenizer.openai.completion import CompletionRequest
@@ -46,9 +46,7 @@ _BODIES: tuple[type[BaseModel], ...] = (CompletionRequest, ChatCompletionRequest
 def build_app(desk: Desk, credentials: Credentials) -> FastAPI:
     """The ASGI application. Raises `ConfigError` for a middleware that cannot be loaded."""
     config = desk.config
-    app = FastAPI(
-        title="Quire", version=version("quire"), root_path=config.root_path, telemetry=_NO_TELEMETRY
-    )
+    app = FastAPI(title="Quire", version=__version__, root_path=config.root_path, telemetry=_NO_TELEMETRY)
     app.add_exception_handler(QuireError, answer_quire_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(ClientDisconnect, answer_nobody)
