@@ -90,7 +90,8 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     """Added to the logits of tokens; at most 100 either way counts."""
     allowed_token_ids: Sequence[int] | None = None
-    """The only tokens that can be drawn."""
+    """The only tokens that can be drawn. Where `bad_words`, and `min_tokens` for those that would end the output, leave
+    none of them, the request is refused, or ends with an error as soon as that comes about."""
     logprobs: int | None = None
     """Alternatives per token; 0 reports the drawn token alone. The whole vocabulary (-1) is more than is reported."""
     prompt_logprobs: int | None = None

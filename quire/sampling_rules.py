@@ -20,6 +20,7 @@ MAX_BAD_WORDS = 64
 MAX_BAD_WORD_TOKENS = 32
 MAX_BAD_WORD_SEQUENCES = 256
 MAX_LOGIT_BIASES = 1024
+_MAX_IDS_SHOWN = 8
 _INT64 = (-(2**63), 2**63 - 1)
 _UINT32 = (0, 2**32 - 1)
 _INTEGERS = (
@@ -60,9 +61,7 @@ def check_against_model(params: "SamplingParams", *, vocab_size: int, max_model_
     )
 
 
-def check_bad_words(
-    sequences: Sequence[Sequence[int]], allowed_token_ids: Sequence[int] | None, vocab_size: int
-) -> None:
+def check_bad_words(sequences: Sequence[Sequence[int]], vocab_size: int) -> None:
     """Raises `InvalidRequest` for sequences of tokens that cannot be kept out of an output."""
     field = "bad_words"
     require(
@@ -81,6 +80,29 @@ def check_bad_words(
         require(
             max(tokens) < vocab_size, field, max(tokens), f"must be below the vocabulary size {vocab_size}"
         )
+
+
+def check_draws(
+    params: "SamplingParams", bad_words: Sequence[Sequence[int]], eos_token_ids: Iterable[int]
+) -> None:
+    """Raises `InvalidRequest` when the very first token cannot be drawn, because every allowed one is forbidden.
+
+    Bad words of one token forbid it, and `min_tokens` forbids what would end the sequence; a `logit_bias` forbids
+    nothing. What is found out only as tokens come ends the request then, with an error of the same field.
+    """
+    if params.allowed_token_ids is None:
+        return
+    left = set(params.allowed_token_ids) - {word[0] for word in bad_words if len(word) == 1}
+    field, value = "allowed_token_ids", _listed(params.allowed_token_ids)
+    require(bool(left), field, value, "bad_words forbids all of them")
+    ends = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
+    rule = f"min_tokens={params.min_tokens} forbids what is left of them, all of which would end the output"
+    require(params.min_tokens == 0 or not left <= ends, field, value, rule)
+
+
+def _listed(token_ids: Sequence[int]) -> str:
+    shown = ", ".join(map(str, token_ids[:_MAX_IDS_SHOWN]))
+    return f"[{shown}{', ...' if len(token_ids) > _MAX_IDS_SHOWN else ''}]"
 
 
 def require(condition: bool, field: str, value: object, rule: str) -> None:

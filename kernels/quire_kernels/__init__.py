@@ -30,10 +30,11 @@ from quire_kernels.dispatch import (
 )
 from quire_kernels.sampling.bias import BiasTable, TokenBias
 from quire_kernels.sampling.occurrence import OccurrenceTable
-from quire_kernels.sampling.params import Penalties, SamplingTensors
+from quire_kernels.sampling.params import NO_TOKEN_LEFT, Penalties, SamplingTensors
 from quire_kernels.slots.state import SlotState, StepRows, StepTensors, allocate_slot_state
 
 __all__ = [
+    "NO_TOKEN_LEFT",
     "BiasTable",
     "OccurrenceTable",
     "Penalties",

@@ -269,7 +269,8 @@ def sample(
     """Draw as `sampling.reference` does, after the ``penalties``, for rows of ``draws`` (int32 ``[R]``) that are not 0.
 
     The tokens of other rows are 0 on a GPU, where they cost nothing, and mean nothing anywhere. What is drawn is entered
-    into the occurrences and the forbidden words of the row's slot. On a GPU the launches depend on shapes alone.
+    into the occurrences and the forbidden words of the row's slot; a row of which every token is forbidden draws
+    `NO_TOKEN_LEFT`, which is entered nowhere. On a GPU the launches depend on shapes alone.
     """
     if _runs_triton(logits):
         from quire_kernels.sampling.gumbel import sample_gumbel
@@ -283,7 +284,7 @@ def sample(
     if penalties is not None:
         drawing = draws.tolist() if draws is not None else [1] * len(params)
         for slot, token, draw in zip(penalties.slots.tolist(), tokens.tolist(), drawing, strict=True):
-            if draw:
+            if draw and token >= 0:
                 penalties.occurrences.count(slot, token)
                 penalties.biases.note_drawn(slot, token)
     return tokens

@@ -13,6 +13,7 @@ from tests.ship.served import Served, running_stack
 
 _MODEL = "quire-shakespeare"
 _PROMPT = "ROMEO:\n"
+_EOS = 0
 _MESSAGES = [{"role": "user", "content": "Speak of love."}]
 
 
@@ -314,6 +315,7 @@ def test_logprobs_of_a_chat_have_bytes_and_alternatives(client: openai.OpenAI) -
         ({"prompt": []}, "prompt is empty: it needs at least one token"),
         ({"prompt": [10**6]}, "token_ids holds token id 1000000"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
+        ({"prompt": "a", "allowed_token_ids": [_EOS], "min_tokens": 1}, f"allowed_token_ids=[{_EOS}]: min_tokens=1 forbids"),
         ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format.type='xml': must be one of"),
         ({"prompt": "a", "guided_regex": "a", "guided_choice": ["a"]}, "exclude one another"),
     ],

@@ -11,7 +11,7 @@ from quire_kernels.linear import reference as linear_reference
 from quire_kernels.sampling import cpu as sampling_cpu
 from quire_kernels.sampling import philox
 from quire_kernels.sampling import reference as sampling_reference
-from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.sampling.params import NO_TOKEN_LEFT, SamplingTensors
 from torch import Tensor
 
 BLOCK_SIZE = 16
@@ -160,6 +160,14 @@ def test_fast_sampler_chooses_what_the_reference_chooses() -> None:
     logits, params = torch.randn(105, 1003) * 2, batch_of(105)
     logits[3:9] = logits[3:9].round()  # many ties, also at the thresholds
     assert torch.equal(sampling_cpu.sample(logits, params), sampling_reference.sample(logits, params))
+
+
+def test_a_row_of_which_every_token_is_forbidden_draws_none() -> None:
+    logits, params = torch.randn(105, 300), batch_of(105)
+    logits[::4] = logits[1::4] = -float("inf")  # greedy rows and others
+    tokens = quire_kernels.sample(logits, params)
+    assert torch.equal(tokens, sampling_reference.sample(logits, params))
+    assert (tokens == NO_TOKEN_LEFT).tolist() == [row % 4 < 2 for row in range(105)]
 
 
 def test_a_draw_does_not_depend_on_its_neighbours() -> None:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from quire_kernels.sampling.bias import BiasTable
+from quire_kernels.sampling.bias import BiasTable, TokenBias
 from quire_kernels.sampling.gumbel import sample_gumbel
 from quire_kernels.sampling.occurrence import OccurrenceTable, count_tokens
 from quire_kernels.sampling.occurrence_rows import copy_rows, reset_rows
-from quire_kernels.sampling.params import Penalties, SamplingTensors
+from quire_kernels.sampling.params import NO_TOKEN_LEFT, Penalties, SamplingTensors
 from quire_kernels.sampling.reference import penalise, sample
 
 from tests.kernels.case import DEVICE, DTYPES, ON_GPU, random
@@ -155,3 +155,22 @@ def test_sampler_takes_the_lowest_of_equal_maxima_and_never_a_forbidden_token() 
     tokens = sample_gumbel(logits, sampling_tensors(14))
     assert tokens[0] == tokens[7] == 4097
     assert set(tokens.tolist()) <= {4097, 5003}
+
+
+@pytest.mark.parametrize("vocab_size", [7, 6000])
+def test_a_row_of_which_every_token_is_forbidden_draws_none_and_notes_none(vocab_size: int) -> None:
+    logits, params = random(14, vocab_size), sampling_tensors(14)
+    logits[::2] = -float("inf")  # each kind of row of the parameters, once with a choice and once without
+    table = OccurrenceTable(14, vocab_size, DEVICE)
+    table.admit(list(range(14)), [[1, 2]] * 14, [1] * 14)
+    before = [table.row(slot).clone() for slot in range(14)]
+    penalties = penalties_of(list(range(14)), table)
+    penalties.biases.admit([3, 4], [TokenBias(words=[[1, 2]]), TokenBias(allowed=[5], words=[[5], [1, 2]])])
+    logits[4] = 1.0
+    expected = sample(penalise(logits, penalties), params)
+    tokens = sample_gumbel(logits, params, None, penalties)
+    assert tokens.tolist()[::2] == [NO_TOKEN_LEFT] * 7
+    assert min(tokens.tolist()[1::2]) >= 0
+    assert torch.equal(tokens, expected)
+    for slot in range(14):
+        assert torch.equal(table.row(slot), before[slot]) == (slot % 2 == 0), slot

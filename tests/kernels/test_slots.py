@@ -8,6 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from quire_kernels.sampling.params import NO_TOKEN_LEFT
 from quire_kernels.slots import reference, step, update
 from quire_kernels.slots.state import ADMISSION_WIDTH, SlotState, StepRows, StepTensors, allocate_slot_state
 
@@ -156,6 +157,20 @@ def test_advanced_slots_equal_reference() -> None:
     assert states[1].has_ended.tolist() == [0, 0, 1, 1, 0, 0, 1], "9 stops slot 2, and not its child's 10"
     assert states[1].num_computed.tolist()[:6] == [4, 4, 7, 6, 10, 7]
     assert states[1].last_token.tolist()[4] == 24, "a chunk in the middle of a prompt draws nothing"
+
+
+def test_a_slot_that_can_draw_nothing_ends_and_keeps_its_last_token() -> None:
+    states, answers = [], []
+    for implementation in (reference, step):
+        state, drawn = busy_state(), ints(*[-9] * 7)
+        tokens = torch.tensor([NO_TOKEN_LEFT] * 4 + [10, 0, 0], device=DEVICE)
+        implementation.advance_slots(state, mixed_rows(), tokens, drawn)
+        states.append(state)
+        answers.append(drawn.tolist())
+    assert answers[0] == answers[1] == [NO_TOKEN_LEFT, -1, -1, NO_TOKEN_LEFT, -1, -1, -1]
+    assert_same(states[1], states[0])
+    assert states[1].has_ended.tolist()[:5] == [1, 0, 1, 1, 0], "slot 4 did not draw"
+    assert states[1].last_token.tolist()[:5] == [20, 21, 22, 23, 24]
 
 
 @pytest.mark.parametrize("seq_len", [7, 8])

@@ -17,6 +17,7 @@ from quire_scheduler.core import FinishReason, OwnerId, Sampling
 from quire_worker.loading import LoadedModel
 from transformers import PreTrainedModel
 
+from quire.errors import InvalidRequest
 from quire.sampling_params import SamplingParams
 from quire.v1 import scheduler_pb2, tokenizer_pb2
 from tests.worker.driver import Driver, Output
@@ -154,6 +155,69 @@ def test_a_sequence_that_was_preempted_keeps_to_its_bad_words_and_biases(tmp_pat
     assert driver.stats.num_preemptions > 5
     for handle, case in zip(handles, cases, strict=True):
         _check(model, *case, outputs[handle, 0], prompt=_prompt(3))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_request_that_is_left_without_a_token_ends_alone_with_an_error(
+    temperature: float, depth: int, model: Model
+) -> None:
+    others = [SamplingParams(**{**_NARROW, "seed": seed}) for seed in range(3)]
+    expected = [output.token_ids for output in _generate(model, [(each, ()) for each in others], _prompt(1))]
+    params = SamplingParams(
+        temperature=temperature, seed=7, n=2, max_tokens=40, allowed_token_ids=[5, 6, 7], logprobs=1
+    )
+    words = tuple((first, second, last) for first in (5, 6, 7) for second in (5, 6, 7) for last in (5, 6, 7))
+    driver = Driver.of(model.loaded, pipeline_depth=depth)
+    first = driver.add(_prompt(1), _admitted(others[0]))
+    stuck = driver.add(_prompt(1), _admitted(params, words))
+    handles = [first, *(driver.add(_prompt(1), _admitted(each)) for each in others[1:])]
+    outputs = driver.run(may_fail=True)
+    assert [outputs[handle, 0].token_ids for handle in handles] == expected
+    assert driver.failures.keys() == {stuck}
+    failure = driver.failures[stuck]
+    assert (failure.code, failure.field) == (3, "allowed_token_ids")
+    assert failure.message.startswith("allowed_token_ids: no token is left to draw: ")
+    assert len(outputs[stuck, 0].token_ids) == 2, "any two tokens forbid all that could be the third"
+    assert driver.stats.num_used_blocks == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "rule"),
+    [
+        ({"min_tokens": 1, "allowed_token_ids": [_EOS]}, (), "min_tokens=1 forbids what is left of them"),
+        (
+            {"min_tokens": 3, "allowed_token_ids": [_EOS, 9], "stop_token_ids": [9]},
+            (),
+            "min_tokens=3 forbids",
+        ),
+        ({"allowed_token_ids": [8, 9]}, ((8,), (9,), (7, 7)), "bad_words forbids all of them"),
+        ({"min_tokens": 1, "allowed_token_ids": [_EOS, 9]}, ((9,),), "min_tokens=1 forbids what is left"),
+    ],
+)
+def test_a_request_that_could_never_draw_is_refused_by_name(
+    values: dict[str, Any], words: tuple[tuple[int, ...], ...], rule: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^allowed_token_ids=\[.+\]: {rule}") as refused:
+        _admitted(SamplingParams(**values), words)
+    assert refused.value.field == "allowed_token_ids"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"allowed_token_ids": [_EOS]}, ()),
+        ({"min_tokens": 1, "allowed_token_ids": [_EOS], "ignore_eos": True}, ()),
+        ({"min_tokens": 1, "allowed_token_ids": [_EOS, 9]}, ((9, 9),)),
+        ({"min_tokens": 1, "allowed_token_ids": [8], "logit_bias": {8: -100.0}}, ()),
+    ],
+)
+def test_a_request_that_can_draw_something_is_taken(
+    values: dict[str, Any], words: tuple[tuple[int, ...], ...], model: Model
+) -> None:
+    (output,) = _generate(model, [(SamplingParams(**{**values, "max_tokens": 1}), words)], _prompt(1))
+    assert len(output.token_ids) == 1
+    assert output.token_ids[0] in values["allowed_token_ids"]
 
 
 @pytest.mark.parametrize("num_alternatives", [0, 3, 20])

@@ -265,3 +265,17 @@ def test_an_end_of_sequence_that_is_an_ordinary_word_ends_and_is_no_text(
         if output.finish_reason is FinishReason.STOP:
             assert output.token_ids[-1] == word
             jsonschema.validate(json.loads(text_of(output.token_ids[:-1])), SCHEMA)
+
+
+def test_a_grammar_none_of_whose_tokens_is_allowed_ends_its_own_request_alone(shipped: LoadedModel) -> None:
+    driver = Driver.of(shipped)
+    good = driver.add(PROMPT, constrained(regex="a{3}"))
+    tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
+    bad = driver.add(
+        PROMPT, replace(constrained(regex="a{3}"), allowed_token_ids=tuple(tokenizer.encode("b").ids))
+    )
+    outputs = driver.run(may_fail=True)
+    assert tokenizer.decode(outputs[good, 0].token_ids) == "aaa"
+    assert driver.failures.keys() == {bad}
+    assert driver.failures[bad].field == "structured_outputs"
+    assert driver.failures[bad].message.startswith("structured_outputs: no token is left to draw: ")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quire_kernels.sampling import reference
-from quire_kernels.sampling.params import SamplingTensors
+from quire_kernels.sampling.params import NO_TOKEN_LEFT, SamplingTensors
 from quire_kernels.sampling.philox import gumbel_from_bits, token_bits, vocabulary_bits
 
 _NARROW_NUCLEUS = 256  # tokens looked at before the whole row is sorted
@@ -18,14 +18,20 @@ _SPARSE_SHARE = 8  # noise is drawn token by token when fewer than 1 / 8 of the 
 def sample(logits: Tensor, params: SamplingTensors) -> Tensor:
     """Return one token id per row, int64 ``[S]``; see `reference.sample`, which this equals."""
     tokens = logits.argmax(dim=1)  # on a CPU the first of equal maxima
+    has_none_left = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) == float("-inf")
+    _draw_noisy(tokens, logits, params)
+    return tokens.masked_fill_(has_none_left, NO_TOKEN_LEFT)
+
+
+def _draw_noisy(tokens: Tensor, logits: Tensor, params: SamplingTensors) -> None:
+    """Enter the draws of rows that are not greedy."""
     drawn = params.temperature.nonzero().squeeze(1)
     if drawn.numel() == 0:
-        return tokens
+        return
     whole_batch = drawn.numel() == len(params)
     row_params = params if whole_batch else params.rows(drawn)
     scaled = reference.scale_by_temperature(logits if whole_batch else logits[drawn], row_params.temperature)
     tokens[drawn] = _draw(scaled, row_params)
-    return tokens
 
 
 def _draw(scaled: Tensor, params: SamplingTensors) -> Tensor:

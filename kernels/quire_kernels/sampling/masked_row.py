@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from quire_kernels.sampling.bias_rows import note_drawn
+from quire_kernels.sampling.params import NO_TOKEN_LEFT
 from quire_kernels.sampling.search import (
     LOG2_E,
     count_occurrence,
@@ -21,6 +22,8 @@ from quire_kernels.sampling.search import (
     row_threshold,
 )
 
+_NO_TOKEN_LEFT = tl.constexpr(NO_TOKEN_LEFT)
+
 
 @triton.jit
 def _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES: tl.constexpr):
@@ -28,7 +31,9 @@ def _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES: tl.constex
     offset = index.to(tl.int64) * num_tiles + tile
     scores = tl.load(best_scores + offset, mask=tile < num_tiles, other=-float("inf"))
     candidates = tl.load(best_tokens + offset, mask=tile < num_tiles, other=2147483647)
-    return tl.min(tl.where(scores == tl.max(scores, axis=0), candidates, 2147483647), axis=0)
+    highest = tl.max(scores, axis=0)
+    best = tl.min(tl.where(scores == highest, candidates, 2147483647), axis=0)
+    return tl.where(highest == -float("inf"), _NO_TOKEN_LEFT, best)
 
 
 @triton.jit
@@ -188,6 +193,8 @@ def sample_rows_kernel(
         offset = index.to(tl.int64) * num_tiles
         maxima = tl.load(chunk_maxima + offset * CHUNKS + chunk, mask=is_chunk, other=-float("inf"))
         highest = tl.max(tl.max(maxima, axis=1), axis=0)
+        has_none_left = highest == -float("inf")
+        highest = tl.where(has_none_left, 0.0, highest)
         floor = highest * 0.0 - float("inf")
         if share > 0.0:
             floor = highest + tl.log(share)
@@ -252,8 +259,11 @@ def sample_rows_kernel(
                 row, vocab_size, threshold, inverse, row_seed, row_position, row_sequence,
                 bias, address, repeated, frequent, present, SEARCH_TILE // 4, PENALISED,
             )  # fmt: skip
+        token = tl.where(has_none_left, _NO_TOKEN_LEFT, token)
     token = tl.minimum(token, vocab_size - 1)
     tl.store(tokens + index, token.to(tl.int64))
     if PENALISED:
-        count_occurrence(address, token)
-        note_drawn(tl.load(words + tl.load(slots + index)), bias, token)
+        word_list = tl.load(words + tl.load(slots + index))
+        if token >= 0:
+            count_occurrence(address, token)
+            note_drawn(word_list, bias, token)

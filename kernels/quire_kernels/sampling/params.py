@@ -8,6 +8,9 @@ from torch import Tensor
 from quire_kernels.sampling.bias import BiasTable
 from quire_kernels.sampling.occurrence import OccurrenceTable
 
+NO_TOKEN_LEFT = -2
+"""Drawn by a row of which every token is forbidden. (What drew nothing for another reason shows as -1 elsewhere.)"""
+
 _DTYPES = {
     "temperature": torch.float32,
     "top_k": torch.int32,

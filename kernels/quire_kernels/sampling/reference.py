@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 
 from quire_kernels.sampling.occurrence import MAX_COUNT
-from quire_kernels.sampling.params import Penalties, SamplingTensors
+from quire_kernels.sampling.params import NO_TOKEN_LEFT, Penalties, SamplingTensors
 from quire_kernels.sampling.philox import gumbel_from_bits, vocabulary_bits
 
 
 def sample(logits: Tensor, params: SamplingTensors) -> Tensor:
     """Return one token id per row, int64 ``[S]``, from ``logits [S, V]``.
 
-    Rows of temperature 0 take the argmax; equal maxima go to the lowest id, with and without noise.
+    Rows of temperature 0 take the argmax; equal maxima go to the lowest id, with and without noise. A row that is minus
+    infinity everywhere draws `NO_TOKEN_LEFT`.
     """
     scaled = scale_by_temperature(logits, params.temperature)
     bits = vocabulary_bits(params.seed, params.sequence_index, params.position, logits.shape[1])
     noisy = torch.where(keep_mask(scaled, params), scaled + gumbel_from_bits(bits), float("-inf"))
     greedy = (params.temperature == 0).unsqueeze(1)
-    return lowest_argmax(torch.where(greedy, logits.float(), noisy))
+    tokens = lowest_argmax(torch.where(greedy, logits.float(), noisy))
+    return torch.where(logits.max(dim=1).values == float("-inf"), NO_TOKEN_LEFT, tokens)
 
 
 def apply_token_bitmask(logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:

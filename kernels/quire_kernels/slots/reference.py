@@ -76,20 +76,21 @@ def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tenso
     """Move the slots on by their rows' tokens and enter what was drawn: ``tokens [R]``.
 
     ``drawn [R]`` int32 becomes the token of each row that drew one and -1 elsewhere: rows that do not draw, and those
-    of slots that had ended. A stop token ends its slot.
+    of slots that had ended. A stop token ends its slot, and so does a negative one, which says that no token was left.
     """
     slots = rows.slots.long()
     is_live = state.has_ended[slots] == 0
     draws = is_live & (rows.draws != 0)
     tokens = tokens.int()
     state.num_computed[slots] += rows.advances * is_live
-    state.last_token[slots] = torch.where(draws, tokens, state.last_token[slots])
+    has_token = tokens >= 0
+    state.last_token[slots] = torch.where(draws & has_token, tokens, state.last_token[slots])
     longest = state.stop_token_ids.shape[1] if slots.is_cuda else int(state.num_stop_tokens[slots].max())
     place = torch.arange(longest, device=slots.device)
     is_stop = (state.stop_token_ids[slots, :longest] == tokens.unsqueeze(1)) & (
         place < state.num_stop_tokens[slots].unsqueeze(1)
     )
-    state.has_ended[slots] |= (draws & is_stop.any(1)).int()
+    state.has_ended[slots] |= (draws & (is_stop.any(1) | ~has_token)).int()
     drawn.copy_(torch.where(draws, tokens, -1))
 
 

@@ -26,7 +26,7 @@ class SlotState:
 
     last_token: Tensor  # [N + 1] int32: the token that the next step embeds
     num_computed: Tensor  # [N + 1] int32: tokens whose keys and values are in the cache
-    has_ended: Tensor  # [N + 1] int32: 1 once a stop token was drawn
+    has_ended: Tensor  # [N + 1] int32: 1 once a stop token was drawn, or no token was left to draw
     block_tables: Tensor  # [N + 1, max_blocks] int32
     temperature: Tensor  # [N + 1] float32
     top_k: Tensor  # [N + 1] int32

@@ -82,11 +82,12 @@ def _advance_slots_kernel(
             tl.store(drawn + row, -1)
         else:
             tl.store(drawn + row, token)
-            tl.store(last_token + slot, token)
+            tl.store(last_token + slot, token, mask=token >= 0)
             place = tl.arange(0, MAX_STOPS)
             inside = place < tl.load(num_stop_tokens + slot)
             stops = tl.load(stop_token_ids + slot * MAX_STOPS + place, mask=inside, other=-1)
-            tl.store(has_ended + slot, tl.max((stops == token).to(tl.int32), axis=0))
+            is_stop = tl.max((stops == token).to(tl.int32), axis=0)
+            tl.store(has_ended + slot, tl.where(token < 0, 1, is_stop))
 
 
 @triton.jit

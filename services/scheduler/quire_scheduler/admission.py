@@ -5,7 +5,7 @@ Every rule names the field, the value and itself. Knows the serving state, but n
 
 from quire.errors import InvalidRequest, Overloaded, QuireError, Unavailable
 from quire.sampling_params import ModelDefaults, SamplingParams
-from quire.sampling_rules import check_bad_words, require
+from quire.sampling_rules import check_bad_words, check_draws, require
 from quire.structured_outputs import MAX_CONSTRAINT_BYTES
 from quire.v1 import sampling_pb2, scheduler_pb2
 from quire_scheduler.beam_admission import beam_search_of
@@ -109,7 +109,8 @@ def _sampling(
         params.n <= state.max_num_seqs, "n", params.n, f"must be at most max_num_seqs={state.max_num_seqs}"
     )
     bad_words = tuple(tuple(word.ids) for word in admission.bad_words_token_ids)
-    check_bad_words(bad_words, params.allowed_token_ids, state.vocab_size)
+    check_bad_words(bad_words, state.vocab_size)
+    check_draws(params, bad_words, state.eos_token_ids)
     eos = () if params.ignore_eos else tuple(state.eos_token_ids)
     return Sampling(
         n=params.n,

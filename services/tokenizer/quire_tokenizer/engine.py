@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from quire.beam_search_params import BeamSearchParams
 from quire.errors import InvalidRequest, Overloaded, RequestExists
 from quire.sampling_params import SamplingParams
-from quire.sampling_rules import check_bad_words
+from quire.sampling_rules import check_bad_words, check_draws
 from quire.telemetry.attribute import INPUT_TOKENS
 from quire.telemetry.tracing import NO_TRACING, Tracing
 from quire.v1 import generation_pb2, scheduler_pb2
@@ -152,7 +152,8 @@ class GenerationEngine:
                 eos_token_ids=link.state.eos_token_ids,
             )
         _check_prompt(prompt, params, link.state)
-        check_bad_words(bad_words, params.allowed_token_ids, link.state.vocab_size)
+        check_bad_words(bad_words, link.state.vocab_size)
+        check_draws(params, bad_words, link.state.eos_token_ids)
         stream = RequestStream(
             request_id=request.request_id,
             tenant=request.tenant,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from quire_kernels import NO_TOKEN_LEFT
 from torch import Tensor
 
 from quire.wire.plan import NO_LOGPROBS, StepPlan
@@ -17,6 +18,8 @@ from quire.wire.result import RowFailure, StepResult
 from quire_worker.prompt_logprobs import HostPromptLogprobs
 from quire_worker.slot_grammar import GrammarRow
 from quire_worker.slot_table import StepColumns
+
+_NO_TOKEN_RULE = "no token is left to draw: other parameters (allowed_token_ids, bad_words, min_tokens) forbid all that it allows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,7 @@ class HostCandidates:
 class DrawOutcome:
     """What a draw brings, on its way to the host."""
 
-    drawn: Tensor  # [R] int32: -1 where no token was drawn
+    drawn: Tensor  # [R] int32: -1 where no token was drawn, NO_TOKEN_LEFT where none could be
     logprobs: HostLogprobs | None
     candidates: HostCandidates | None
     done: "torch.cuda.Event | None"
@@ -97,7 +100,7 @@ class PendingResult:
         return self._outcome
 
     def read(self) -> list[int]:
-        """Waits for the step; the tokens by row, -1 where none was drawn."""
+        """Waits for the step; the tokens by row, -1 where none was drawn and NO_TOKEN_LEFT where none could be."""
         if self._tokens is None:
             outcome = self.draw()
             if outcome.done is not None:
@@ -110,9 +113,9 @@ class PendingResult:
     def __call__(self) -> StepResult:
         """Waits for the step and gives its result."""
         tokens = list(self.read())
-        failed = [each for each in self._bound_rows if each.grammar.error]
-        for each in failed:
-            tokens[each.row] = -1
+        for each in self._bound_rows:
+            if each.grammar.error:
+                tokens[each.row] = -1
         row_of_plan_row = np.empty_like(self._columns.plan_rows)
         row_of_plan_row[self._columns.plan_rows] = np.arange(len(row_of_plan_row))
         drawn = [tokens[row] for row in row_of_plan_row.tolist()]
@@ -122,10 +125,7 @@ class PendingResult:
             step_id=self.plan.step_id,
             num_tokens=[int(token >= 0) for token in drawn],
             token_ids=[token for token in drawn if token >= 0],
-            failures=[
-                RowFailure(int(self._columns.plan_rows[each.row]), each.grammar.error, "structured_outputs")
-                for each in failed
-            ],
+            failures=self._failures(tokens),
         )
         outcome = self.draw()
         if outcome.logprobs is not None:
@@ -135,6 +135,18 @@ class PendingResult:
         if self._prompt_logprobs is not None:
             self._prompt_logprobs.add_to(result, self._columns.plan_rows.tolist())
         return result
+
+    def _failures(self, tokens: list[int]) -> list[RowFailure]:
+        """Rows whose grammar cannot be followed, and rows that may draw nothing at all: neither can go on."""
+        field_of_row = dict.fromkeys((each.row for each in self._bound_rows), "structured_outputs")
+        errors = {each.row: each.grammar.error for each in self._bound_rows if each.grammar.error}
+        for row, token in enumerate(tokens):
+            if token == NO_TOKEN_LEFT:
+                errors[row] = f"{field_of_row.setdefault(row, 'allowed_token_ids')}: {_NO_TOKEN_RULE}"
+        return [
+            RowFailure(int(self._columns.plan_rows[row]), error, field_of_row[row])
+            for row, error in errors.items()
+        ]
 
     def _add_candidates(self, result: StepResult, columns: HostCandidates) -> None:
         plan_rows, wanted = self._columns.plan_rows, self._columns.num_candidates
