@@ -5,11 +5,12 @@ Knows no request and no vocabulary. Only services that compile import it: the pa
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, grammar_from
 
-from quire.structured_outputs import StructuredOutputsParams
+from quire.structured_outputs import Reasoning, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -20,6 +21,8 @@ _JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"(\x20|\n\x20{0,16
 """Between the parts of JSON one space, or a line break and its indentation: given more, small models draw nothing else."""
 
 _MAX_REASON_LEN = 400
+
+TokenIdOf = Callable[[str], int | None]
 
 
 class GrammarError(ValueError):
@@ -42,10 +45,16 @@ def parser_limits() -> LLParserLimits:
     )
 
 
-def grammar_of(constraint: StructuredOutputsParams) -> str:
-    """The library's form of a constraint. Raises `GrammarError` when the text is not even of its kind."""
+def grammar_of(constraint: StructuredOutputsParams, token_id_of: TokenIdOf | None = None) -> str:
+    """The library's form of a constraint. Raises `GrammarError` when the text is not even of its kind.
+
+    `token_id_of` tells which marker of reasoning is a token that stands for no text; without a vocabulary none is.
+    """
     try:
-        return _grammar_of(constraint)
+        answer = _grammar_of(constraint)
+        if constraint.reasoning is None:
+            return answer
+        return _after_reasoning(constraint.reasoning, answer, token_id_of or (lambda _text: None))
     except (ValueError, RecursionError) as error:
         raise GrammarError(_reason(str(error))) from error
 
@@ -77,6 +86,41 @@ def _grammar_of(constraint: StructuredOutputsParams) -> str:
         case _:
             text = constraint.grammar or ""
             return grammar_from("gbnf" if _RULE_OF_EBNF.search(text) else "lark", text)
+
+
+def _after_reasoning(reasoning: Reasoning, answer: str, token_id_of: TokenIdOf) -> str:
+    """A grammar that leaves the text before the answer free, in the library's list of grammars that name one another."""
+    start = "start: before @answer" if reasoning.begun else "start: before @answer | @answer"
+    rules = [
+        start,
+        f"before: {_opening(reasoning, token_id_of)} thought",
+        *_thought(reasoning.closers, token_id_of),
+    ]
+    grammars = json.loads(answer)["grammars"] if answer.startswith("{") else [{"lark_grammar": answer}]
+    grammars[0]["name"] = "answer"
+    return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}, *grammars]})
+
+
+def _opening(reasoning: Reasoning, token_id_of: TokenIdOf) -> str:
+    if not reasoning.openers:
+        return ""
+    openers = " | ".join(_marker(text, token_id_of) for text in reasoning.openers)
+    return rf"(/[ \n]{{0,4}}/ ({openers}))" + ("?" if reasoning.begun else "")
+
+
+def _thought(closers: Sequence[str], token_id_of: TokenIdOf) -> list[str]:
+    """Rules of a text up to the first closing marker: a token ends it, or, of those that are text, the shortest match."""
+    texts = [text for text in closers if token_id_of(text) is None]
+    ways = [f"/(?s:.*)/ {_marker(text, token_id_of)}" for text in closers if text not in texts]
+    if not texts:
+        return [f"thought: {' | '.join(ways)}"]
+    expression = "|".join(re.escape(text).replace("/", r"\/") for text in texts)
+    return [f"thought: {' | '.join([*ways, 'closed'])}", f"closed[lazy]: /(?s:.*)({expression})/"]
+
+
+def _marker(text: str, token_id_of: TokenIdOf) -> str:
+    token_id = token_id_of(text)
+    return json.dumps(text, ensure_ascii=False) if token_id is None else f"<[{token_id}]>"
 
 
 def _reason(text: str) -> str:

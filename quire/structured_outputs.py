@@ -6,7 +6,7 @@ compiles it.
 
 import json as json_format
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from quire.errors import InvalidRequest
@@ -14,6 +14,35 @@ from quire.v1 import sampling_pb2
 
 MAX_CONSTRAINT_BYTES = 1 << 20
 """Longest schema, expression, grammar, or list of choices, in bytes of UTF-8."""
+
+
+CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object")
+"""Fields of which exactly one is set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reasoning:
+    """Free text before an answer, as the model marks it."""
+
+    openers: tuple[str, ...]
+    """Texts of which one opens it."""
+    closers: tuple[str, ...]
+    """Texts of which the first to come ends it."""
+    begun: bool = False
+    """Whether the output begins inside it, so that no opener need come. Otherwise there is none where no opener comes."""
+
+    def __post_init__(self) -> None:
+        if not self.closers or not all((*self.openers, *self.closers)):
+            raise _invalid(".reasoning", repr(self), "must have closers, and no empty text")
+
+    @classmethod
+    def from_proto(cls, message: sampling_pb2.Reasoning) -> "Reasoning":
+        """That of a message."""
+        return cls(openers=tuple(message.openers), closers=tuple(message.closers), begun=message.begun)
+
+    def to_proto(self) -> sampling_pb2.Reasoning:
+        """The message of this."""
+        return sampling_pb2.Reasoning(openers=self.openers, closers=self.closers, begun=self.begun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +59,8 @@ class StructuredOutputsParams:
     """A context-free grammar in EBNF."""
     json_object: bool | None = None
     """True asks for any JSON object."""
+    reasoning: Reasoning | None = None
+    """What the model may think before; None holds the text to the constraint from its first character."""
 
     def __post_init__(self) -> None:
         if self.json is not None and not isinstance(self.json, str):
@@ -38,7 +69,7 @@ class StructuredOutputsParams:
             object.__setattr__(self, "choice", tuple(self.choice))
         if self.json_object is False:
             object.__setattr__(self, "json_object", None)
-        named = [each.name for each in fields(self) if getattr(self, each.name) is not None]
+        named = [name for name in CONSTRAINTS if getattr(self, name) is not None]
         if len(named) != 1:
             raise _invalid("", ", ".join(named) or "none", "exactly one constraint must be set")
         self._check_content(named[0])
@@ -46,7 +77,7 @@ class StructuredOutputsParams:
     @property
     def constraint(self) -> str:
         """Name of the field that is set."""
-        return next(each.name for each in fields(self) if getattr(self, each.name) is not None)
+        return next(name for name in CONSTRAINTS if getattr(self, name) is not None)
 
     def _check_content(self, name: str) -> None:
         value = getattr(self, name)
@@ -66,13 +97,19 @@ class StructuredOutputsParams:
         if name is None:
             return cls()
         values: dict[str, Any] = {name: message.choice.texts if name == "choice" else getattr(message, name)}
+        if message.HasField("reasoning"):
+            values["reasoning"] = Reasoning.from_proto(message.reasoning)
         return cls(**values)
 
     def to_proto(self) -> sampling_pb2.StructuredOutputsParams:
         """The message of this constraint."""
-        if self.choice is not None:
-            return sampling_pb2.StructuredOutputsParams(choice=sampling_pb2.Choice(texts=self.choice))
-        return sampling_pb2.StructuredOutputsParams(**{self.constraint: getattr(self, self.constraint)})
+        value = getattr(self, self.constraint)
+        values: dict[str, Any] = {
+            self.constraint: value if self.choice is None else sampling_pb2.Choice(texts=value)
+        }
+        if self.reasoning is not None:
+            values["reasoning"] = self.reasoning.to_proto()
+        return sampling_pb2.StructuredOutputsParams(**values)
 
 
 def _invalid(part: str, value: str, rule: str) -> InvalidRequest:

@@ -6,14 +6,15 @@ when its client goes. Knows no gRPC service and no HTTP.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire.beam_search_params import BeamSearchParams
 from quire.errors import InvalidRequest, Overloaded, RequestExists
 from quire.sampling_params import SamplingParams
 from quire.sampling_rules import check_bad_words, check_draws
+from quire.structured_outputs import Reasoning
 from quire.telemetry.attribute import INPUT_TOKENS
 from quire.telemetry.tracing import NO_TRACING, Tracing
 from quire.v1 import generation_pb2, scheduler_pb2
@@ -25,9 +26,11 @@ from quire_tokenizer.request_trace import RequestTrace
 from quire_tokenizer.router import Router
 from quire_tokenizer.scheduler_link import SchedulerLink
 from quire_tokenizer.stream import RequestStream
+from quire_tokenizer.text_codec import TextCodec
 
 _MAX_NAME_BYTES = 256
 _RETRY_AFTER_MS = 1000
+_NUM_PROMPT_TOKENS_READ = 32
 _LONGEST_TOKEN_BYTES = 512
 """Text longer than this many bytes per token of context is refused without encoding it."""
 
@@ -41,6 +44,8 @@ class Call:
     """Stands for the request's prompt where the face has more of it than the message can hold."""
     add_special_tokens: bool = True
     """Whether a text prompt gets the tokenizer's special tokens."""
+    reasoning_after: Callable[[str], Reasoning | None] | None = None
+    """What may come before constrained text, told from the end of the prompt; None where the constraint begins at once."""
 
 
 class GenerationEngine:
@@ -133,8 +138,9 @@ class GenerationEngine:
         params = (
             beam_search.text_params() if beam_search else SamplingParams.from_proto(request.sampling_params)
         )
-        if params.structured_outputs is not None:
-            await self._grammars.check(params.structured_outputs)
+        constraint = params.structured_outputs
+        if constraint is not None:
+            await self._grammars.check(constraint)
         link = self._router.route(request.model)
         name = request.model or link.state.served_model_names[0]
         model = self._shelf.find(name)
@@ -143,6 +149,9 @@ class GenerationEngine:
             prompt = _truncated(prompt, params, link.state.max_model_len)
             bad_words = await bad_words_token_ids(params.bad_words, model.encoder)
             span.set({INPUT_TOKENS: len(prompt)})
+        if constraint is not None and call.reasoning_after is not None:
+            reasoning = call.reasoning_after(end_of_prompt(prompt, model.codec))
+            params = replace(params, structured_outputs=replace(constraint, reasoning=reasoning))
         if beam_search is not None:
             beam_search = beam_search.resolve(
                 prompt_len=len(prompt),
@@ -204,6 +213,11 @@ class GenerationEngine:
         text = conversation.render(model.codec.chat_template)
         _check_text(text, state.max_model_len, "chat")
         return await model.encoder.encode(text, add_special_tokens=False)
+
+
+def end_of_prompt(prompt_token_ids: Sequence[int], codec: TextCodec) -> str:
+    """Text that says whether a model thinks already."""
+    return codec.decode(prompt_token_ids[-_NUM_PROMPT_TOKENS_READ:], skip_special_tokens=False)
 
 
 def _beam_search_params(request: generation_pb2.GenerateRequest) -> BeamSearchParams | None:

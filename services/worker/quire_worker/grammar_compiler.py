@@ -8,6 +8,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock
@@ -109,9 +110,17 @@ def _compiled(constraint: bytes, vocabulary: LLTokenizer) -> LLMatcher:
         )
     except (DecodeError, InvalidRequest) as error:
         raise GrammarError(str(error)) from error
-    matcher = LLMatcher(vocabulary, grammar_of(params), log_level=0, limits=parser_limits())
+    matcher = LLMatcher(
+        vocabulary, grammar_of(params, partial(_token_id_of, vocabulary)), log_level=0, limits=parser_limits()
+    )
     check_matcher(matcher)
     # The first mask of a large grammar takes long and is kept: not on the time of a step.
     matcher.compute_bitmask()
     check_matcher(matcher)
     return matcher
+
+
+def _token_id_of(vocabulary: LLTokenizer, marker: str) -> int | None:
+    """The token that a marker is, if the library holds it for no text."""
+    token_ids = vocabulary.tokenize_str(marker, parse_special=True)
+    return token_ids[0] if len(token_ids) == 1 and vocabulary.is_special_token(token_ids[0]) else None

@@ -1,10 +1,11 @@
 """/v1/chat/completions: what an answer says."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from quire.v1 import generation_pb2
+from quire_tokenizer.engine import end_of_prompt
 from quire_tokenizer.openai.answer import Deltas
 from quire_tokenizer.openai.chat_request import ChatCompletionRequest
 from quire_tokenizer.openai.choice import Choice, finish_reason_of, stop_reason_of
@@ -17,8 +18,7 @@ from quire_tokenizer.openai.usage import usage_of
 from quire_tokenizer.reasoning_parser import ReasoningParser
 from quire_tokenizer.stream import RequestStream
 
-_NUM_PROMPT_TOKENS_READ = 32
-"""The end of the prompt says whether the model thinks already."""
+ReasoningParserFactory = Callable[..., ReasoningParser]
 
 
 class ChatCompletionWriter:
@@ -29,7 +29,7 @@ class ChatCompletionWriter:
         request: ChatCompletionRequest,
         answer_id: str,
         tools: ToolUse,
-        new_reasoning_parser: type[ReasoningParser] | None,
+        new_reasoning_parser: ReasoningParserFactory | None,
     ) -> None:
         self._request = request
         self._tools = tools
@@ -133,10 +133,8 @@ class ChatCompletionWriter:
         reasoning = None
         if self._new_reasoning_parser is not None:
             stream = self._streams[0]
-            end_of_prompt = stream.prompt_token_ids[-_NUM_PROMPT_TOKENS_READ:]
             reasoning = self._new_reasoning_parser(
-                prompt=stream.codec.decode(end_of_prompt, skip_special_tokens=False),
-                chat_template_kwargs=self._request.chat_template_kwargs,
+                prompt=end_of_prompt(stream.prompt_token_ids, stream.codec)
             )
         new_parser = self._tools.new_parser
         return OutputReader(

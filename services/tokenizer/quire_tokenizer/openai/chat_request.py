@@ -1,17 +1,19 @@
 """The body of /v1/chat/completions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 
 from quire.errors import InvalidRequest
+from quire.structured_outputs import Reasoning
 from quire_tokenizer.conversation import Conversation
 from quire_tokenizer.engine import Call
 from quire_tokenizer.openai.body import Body, Text
 from quire_tokenizer.openai.constraint import constraint_of
 from quire_tokenizer.openai.message import Message
 from quire_tokenizer.openai.tool import Choice, Tool, ToolUse
+from quire_tokenizer.reasoning_parser import ReasoningParser
 
 
 class ChatCompletionRequest(Body):
@@ -50,8 +52,18 @@ class ChatCompletionRequest(Body):
         """Whether more than one tool may be called at once."""
         return self.parallel_tool_calls is not False
 
-    def call(self, tools: ToolUse, *, trusts_template: bool, sees_special_tokens: bool) -> Call:
-        """The request. `sees_special_tokens` leaves special tokens in the text for the parsers. Raises `InvalidRequest`."""
+    def call(
+        self,
+        tools: ToolUse,
+        *,
+        trusts_template: bool,
+        sees_special_tokens: bool,
+        new_reasoning_parser: Callable[..., ReasoningParser] | None = None,
+    ) -> Call:
+        """The request. `sees_special_tokens` leaves special tokens in the text for the parsers. Raises `InvalidRequest`.
+
+        What the model thinks first, as the parser reads it, is free of constraints.
+        """
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest(
                 f"top_logprobs={self.top_logprobs}: needs logprobs=true", field="top_logprobs"
@@ -68,7 +80,16 @@ class ChatCompletionRequest(Body):
             n=self.n, max_tokens=limit, logprobs=self.num_top_logprobs if self.logprobs else None, **forced
         )
         conversation = self.conversation(tools.tools, trusts_template=trusts_template)
-        return Call(request=request, conversation=conversation)
+
+        def reasoning_after(prompt: str) -> Reasoning | None:
+            assert new_reasoning_parser is not None, "asked for where there is a parser"
+            return new_reasoning_parser(prompt=prompt).reasoning_before
+
+        return Call(
+            request=request,
+            conversation=conversation,
+            reasoning_after=None if new_reasoning_parser is None else reasoning_after,
+        )
 
     def conversation(self, tools: Sequence[Mapping[str, Any]], *, trusts_template: bool) -> Conversation:
         """The messages and how to render them. Raises `InvalidRequest`."""

@@ -1,14 +1,12 @@
 """The many names under which a body asks for structured output, as one `StructuredOutputsParams`."""
 
-from dataclasses import fields
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from quire.errors import InvalidRequest
-from quire.structured_outputs import StructuredOutputsParams
+from quire.structured_outputs import CONSTRAINTS, StructuredOutputsParams
 
-_NAMES = frozenset(each.name for each in fields(StructuredOutputsParams))
 _FORMATS = ("text", "json_object", "json_schema")
 
 
@@ -82,10 +80,10 @@ def _structured(constraint: dict[str, Any] | None) -> dict[str, tuple[str, Any]]
     if constraint is None:
         return {}
     given = {name: value for name, value in constraint.items() if value is not None and value is not False}
-    unknown = [name for name in given if name not in _NAMES]
+    unknown = [name for name in given if name not in CONSTRAINTS]
     if unknown or len(given) != 1:
         raise InvalidRequest(
-            f"structured_outputs has {', '.join(given) or 'nothing'}: exactly one of {', '.join(sorted(_NAMES))} must be set",
+            f"structured_outputs has {', '.join(given) or 'nothing'}: exactly one of {', '.join(sorted(CONSTRAINTS))} must be set",
             field="structured_outputs",
         )
     ((name, value),) = given.items()

@@ -2,6 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -85,18 +86,23 @@ class Desk:
         tools = tool_use(
             request.tools, request.tool_choice, self.tool_parser, parallel=request.allows_parallel_calls
         )
-        # Held to a grammar from its first token, a model cannot think first.
-        reasons = (
-            self.reasoning_parser if constraint_of(request) is None and tools.constraint is None else None
-        )
+        reasons = self.reasoning_parser
+        new_reasoning_parser = None
+        if reasons is not None:
+            new_reasoning_parser = partial(
+                reasons,
+                chat_template_kwargs=request.chat_template_kwargs,
+                is_constrained=constraint_of(request) is not None or tools.constraint is not None,
+            )
         call = request.call(
             tools,
             trusts_template=self.config.trust_request_chat_template,
             sees_special_tokens=tools.needs_special_tokens
             or (reasons is not None and reasons.needs_special_tokens),
+            new_reasoning_parser=new_reasoning_parser,
         )
         answer_id = self._name(http, "chatcmpl", request, [call])
-        writer = ChatCompletionWriter(request, answer_id, tools, reasons)
+        writer = ChatCompletionWriter(request, answer_id, tools, new_reasoning_parser)
         return self._answer(http, [call], writer, streams=request.stream)
 
     def _name(self, http: Request, kind: str, request: Body, calls: list[Call]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, ClassVar
 
+from quire.structured_outputs import Reasoning
 from quire_tokenizer.marker import num_held
 from quire_tokenizer.output_delta import ReasoningDelta, TextDelta
 
@@ -40,10 +41,29 @@ class ReasoningParser:
     needs_special_tokens: ClassVar[bool] = True
     """Whether markers may be special tokens of a tokenizer, so that `skip_special_tokens` must be off to see them."""
 
-    def __init__(self, *, prompt: str = "", chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
-        """`prompt` is the rendered conversation, where it is known: its end tells best whether the model thinks already."""
+    def __init__(
+        self,
+        *,
+        prompt: str = "",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        is_constrained: bool = False,
+    ) -> None:
+        """`prompt` is the rendered conversation, where it is known: its end tells best whether the model thinks already.
+
+        With `is_constrained` the answer is held to `reasoning_before` it, which nothing but a closing marker ends.
+        """
         self._text = ""
+        self._markers = self.closers if is_constrained else (*self.closers, *self.answer_openers)
         self._state = self._first_state(prompt.rstrip(), chat_template_kwargs or {})
+
+    @property
+    def reasoning_before(self) -> Reasoning | None:
+        """What may come before a constrained answer, as `feed` will read it; None before the answer itself."""
+        if self._state is _State.ANSWERING:
+            return None
+        begun = self._state is _State.THINKING or self.thinks_from_start
+        openers = () if self._state is _State.THINKING else self.openers
+        return Reasoning(openers=openers, closers=self.closers, begun=begun)
 
     @property
     def is_done(self) -> bool:
@@ -90,7 +110,7 @@ class ReasoningParser:
             self._state = _State.THINKING if self.thinks_from_start else _State.ANSWERING
 
     def _reasoning(self, *, ended: bool) -> str:
-        markers = (*self.closers, *self.answer_openers)
+        markers = self._markers
         at, marker = min(
             ((at, marker) for marker in markers if (at := self._text.find(marker)) >= 0), default=(-1, "")
         )
