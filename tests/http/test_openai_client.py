@@ -313,7 +313,8 @@ def test_logprobs_of_a_chat_have_bytes_and_alternatives(client: openai.OpenAI) -
         ({"prompt": "a", "max_tokens": "many"}, "max_tokens='many': Input should be a valid integer"),
         ({"prompt": "a", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs=1: not available with stream"),
         ({"prompt": []}, "prompt is empty: it needs at least one token"),
-        ({"prompt": [10**6]}, "token_ids holds token id 1000000"),
+        ({"prompt": [10**6]}, "prompt holds token id 1000000"),
+        ({"prompt": ""}, "prompt is empty: a prompt has at least one character"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
         ({"prompt": "a", "allowed_token_ids": [_EOS], "min_tokens": 1}, f"allowed_token_ids=[{_EOS}]: min_tokens=1 forbids"),
         ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format.type='xml': must be one of"),
@@ -327,7 +328,15 @@ def test_a_bad_field_is_refused_by_name(served: Served, fields: dict[str, object
     assert message in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
-    assert error["param"] in (*fields, "token_ids")
+    assert error["param"] in fields
+
+
+def test_a_conversation_that_is_too_long_is_refused_by_its_name(served: Served) -> None:
+    body = {"model": _MODEL, "messages": [{"role": "user", "content": "word " * 200_000}]}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "messages"
+    assert answer.json()["error"]["message"].startswith("messages")
 
 
 def test_wrong_names_paths_and_documents_have_their_status(client: openai.OpenAI, served: Served) -> None:

@@ -35,13 +35,20 @@ _SHAPES: dict[type[QuireError], tuple[str, str | None]] = {
 }
 """Type and code; anything else is a server error without a code."""
 
+_FIELDS = {"text": "prompt", "token_ids": "prompt", "chat": "messages"}
+"""What bodies call the fields of a `GenerateRequest`."""
+
 _LONGEST_VALUE_LEN = 80
 
 
 def error_body(error: QuireError) -> bytes:
     """The JSON document that says what went wrong."""
     kind, code = _SHAPES.get(type(error), ("server_error", None))
-    return _document(error.message, kind, error.field or None, code)
+    field = _FIELDS.get(error.field, error.field)
+    message = error.message
+    if field != error.field and message.startswith(error.field):
+        message = field + message.removeprefix(error.field)
+    return _document(message, kind, field or None, code)
 
 
 def error_response(error: QuireError) -> Response:
