@@ -27,7 +27,7 @@ class EngineHandle:
             self.address = args.address
             self._finalizer = None
         else:
-            stack = HostedStack(options, args.api_key)
+            stack = HostedStack(options)
             stack.start()
             self._finalizer = weakref.finalize(self, stack.stop)
             self.address = stack.address

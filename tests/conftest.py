@@ -6,10 +6,16 @@ With QUIRE_ALLOW_NO_SKIPS set, a skipped test fails the run: continuous integrat
 import os
 
 import pytest
+import torch
 
 # Several torch processes on few cores starve each other when idle OpenMP threads spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Lets Triton kernels run where there is no GPU: the interpreter takes the compiler's place in all that is defined from here
+# on, Triton's own functions among them. Whoever imports a library that uses Triton must come later.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

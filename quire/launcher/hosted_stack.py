@@ -5,16 +5,18 @@ import asyncio
 import contextlib
 import os
 from time import monotonic, sleep
+from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from quire.background import background_loop
 from quire.errors import Unavailable
 from quire.launcher.option import stack_tls
 from quire.launcher.stack import Stack
-from quire.rpc.channel import key_metadata, open_blocking_channel
-from quire.v1 import generation_pb2, generation_pb2_grpc
+from quire.rpc.channel import open_blocking_channel
 
+_SERVICE = "quire.v1.GenerationService"
 _READY_POLL_S = 0.05
 _READY_TIMEOUT_S = 600.0
 
@@ -22,9 +24,8 @@ _READY_TIMEOUT_S = 600.0
 class HostedStack:
     """Started and stopped by blocking calls from any thread."""
 
-    def __init__(self, options: argparse.Namespace, api_key: str | None = None) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self._stack = Stack(options)
-        self._metadata = key_metadata(api_key or "")
         self._tls = stack_tls(options)
         self._loop = background_loop()
         self._owner = os.getpid()
@@ -63,22 +64,22 @@ class HostedStack:
 
     def _serves_in_time(self) -> bool:
         deadline = monotonic() + _READY_TIMEOUT_S
-        while not self._has_ready_model():
+        while not self._is_healthy():
             if monotonic() > deadline or self._stopping:
                 return False
             sleep(_READY_POLL_S)
         return True
 
-    def _has_ready_model(self) -> bool:
+    def _is_healthy(self) -> bool:
+        """What a later look at its health would say, so that a program which began with one sees no other answer."""
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
         with open_blocking_channel(self.address, tls=self._tls) as channel:
-            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # it gets its methods when it is made
             try:
-                answer = stub.ListModels(
-                    generation_pb2.ListModelsRequest(), metadata=self._metadata, timeout=5
-                )
+                answer = stub.Check(request, timeout=5)
             except grpc.RpcError:
                 return False
-        return any(model.ready for model in answer.models)
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     async def _stop(self) -> None:
         self._stopping = True

@@ -1,17 +1,9 @@
-"""Lets the Triton kernels run on a machine without a GPU: there the interpreter takes the compiler's place.
-
-What only a GPU can do is not collected there, instead of being skipped.
-"""
-
-import os
+"""What only a GPU can do is not collected where there is none, instead of being skipped."""
 
 import pytest
 import torch
 
 ON_GPU = torch.cuda.is_available()
-
-if not ON_GPU:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture
