@@ -13,9 +13,9 @@ run:  ## set up, serve the shipped model and stream a sample
 	@$(PYTHON) deploy/bootstrap.py all
 	@$(BIN)/quire serve --sample $(ARGS)
 
-test:  ## set up and run the tests
+test:  ## set up and run the tests, two files at a time
 	@$(PYTHON) deploy/bootstrap.py test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 clients:  ## set up clients of other projects (LangChain, LiteLLM's proxy, Node) and run them against a live stack
 	@$(PYTHON) deploy/bootstrap.py clients

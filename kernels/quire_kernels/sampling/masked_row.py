@@ -198,9 +198,11 @@ def sample_rows_kernel(
         floor = highest * 0.0 - float("inf")
         if share > 0.0:
             floor = highest + tl.log(share)
-        masses = tl.load(best_scores + offset + tile, mask=tile < num_tiles, other=0.0)
         peaks = tl.max(maxima, axis=1)
-        mass = tl.sum(tl.where(peaks > -float("inf"), masses * tl.exp2((peaks - highest) * LOG2_E), 0.0))
+        # A tile of which nothing can be drawn has left no mass.
+        has_mass = (tile < num_tiles) & (peaks > -float("inf"))
+        masses = tl.load(best_scores + offset + tile, mask=has_mass, other=0.0)
+        mass = tl.sum(masses * tl.exp2((peaks - highest) * LOG2_E))
         bound = _bound_of_chunks(maxima, is_chunk, mass, k, p, floor, highest, vocab_size)
         selected = is_chunk & (maxima >= bound) & (maxima > -float("inf"))
         num_selected = tl.sum(selected.to(tl.int32))
