@@ -1,5 +1,7 @@
 """Keys in front of every gRPC method but health checks. Knows no servicer."""
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -10,6 +12,9 @@ from quire.rpc.status import abort_with
 from quire_tokenizer.credential import Credentials
 
 _OPEN_PREFIX = "/grpc.health.v1.Health/"
+
+_FIRST_MESSAGE_S = 1.0
+"""How long a call without a valid key may take to send what it asks."""
 
 
 class CredentialGuard(grpc.aio.ServerInterceptor):
@@ -41,8 +46,14 @@ def tenant_of(credentials: Credentials, metadata: Iterable[tuple[str, str | byte
 
 
 def _refusal(error: Unauthenticated) -> grpc.RpcMethodHandler:
-    async def refuse(_requests: Any, context: grpc.aio.ServicerContext) -> None:
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
+        # A message that is on its way is taken off the wire first: a client whose sending is cut short may report that
+        # instead of the refusal.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_MESSAGE_S):
+                async for _ in requests:
+                    break
         await abort_with(context, error)
 
-    # Takes whatever the client sends, one message or many, without reading it.
+    # Takes whatever the client sends, one message or many, as bytes.
     return grpc.stream_unary_rpc_method_handler(refuse)
