@@ -1,26 +1,18 @@
 """DeepSeek V3, R1 and V3.1: calls in a section of their own, each between special tokens."""
 
-from quire_tokenizer.tool_parser.json_tool_parser import JsonToolParser
 from quire_tokenizer.tool_parser.reader import Reading
+from quire_tokenizer.tool_parser.sectioned_tool_parser import SectionedToolParser
 
 _SECTION, _SECTION_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _CALL, _SEPARATOR, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 
 
-class DeepSeekV31ToolParser(JsonToolParser):
+class DeepSeekV31ToolParser(SectionedToolParser):
     """`name<｜tool▁sep｜>{…}` in each call."""
 
     openers = (_SECTION,)
-
-    def _calls(self) -> Reading[None]:
-        yield from self._reader.space()
-        yield from self._reader.expect(_SECTION)
-        yield from self._reader.space()
-        yield from self._reader.expect(_CALL)
-        yield from self._call()
-        while (yield from self._optional(_CALL)):
-            yield from self._call()
-        yield from self._optional(_SECTION_END)
+    call = _CALL
+    section_end = _SECTION_END
 
     def _call(self) -> Reading[None]:
         yield from self._reader.space()

@@ -6,6 +6,7 @@ text outside of calls, the deltas, and what becomes of a call that turns out to 
 
 import re
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from quire_tokenizer.output_delta import OutputDelta, TextDelta, ToolDelta
 from quire_tokenizer.tool_parser.reader import Malformed, Reader, Reading
 
 
-class ToolParser:
+class ToolParser(ABC):
     """One sequence's parser: `feed` it the text as it comes, then `finish`.
 
     How the text is cut into deltas changes nothing in what they add up to. Nothing is lost: every character is text,
@@ -77,9 +78,9 @@ class ToolParser:
         next(self._steps, None)
         return self._drain()
 
+    @abstractmethod
     def _calls(self) -> Reading[None]:
         """The format's grammar: one opening, and the call or calls behind it. Raises `Malformed`."""
-        raise NotImplementedError
 
     def _text_and_calls(self) -> Reading[None]:
         at_start = bool(self.opener_at_start)
