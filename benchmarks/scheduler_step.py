@@ -32,7 +32,8 @@ from quire_scheduler.core import (
 )
 from quire_scheduler.owner import token_frame
 
-from quire.wire.codec import Buffer, decode_answer, encode_plan, encode_result
+from quire.wire.codec import decode_answer, encode_plan, encode_result
+from quire.wire.column import Buffer
 from quire.wire.plan import StepPlan
 from quire.wire.result import StepResult
 

@@ -1,7 +1,7 @@
 """What travels on the data plane between a scheduler and its workers: values and their byte form.
 
-`plan` and `result` hold the values, `codec` turns them into ZeroMQ frames and back. Nothing here knows a socket,
-a tensor library, a request or a policy.
+`plan` and `result` hold the values, `codec` turns them into ZeroMQ frames and back, in columns (`column`, `admission`).
+Nothing here knows a socket, a tensor library, a request or a policy.
 """
 
 PROTOCOL_VERSION = 3

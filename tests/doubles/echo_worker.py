@@ -17,7 +17,8 @@ import zmq.asyncio
 from quire.rpc.channel import open_channel
 from quire.v1 import worker_pb2, worker_pb2_grpc
 from quire.wire import PROTOCOL_VERSION
-from quire.wire.codec import Buffer, decode_plan, encode_ready, encode_refusal, encode_result
+from quire.wire.codec import decode_plan, encode_ready, encode_refusal, encode_result
+from quire.wire.column import Buffer
 from quire.wire.plan import StepPlan
 from quire.wire.result import StepRefusal, WorkerReady
 from tests.doubles.simulated_worker import SimulatedWorker

@@ -9,7 +9,6 @@ from hypothesis import given
 from quire.v1 import step_pb2
 from quire.wire import PROTOCOL_VERSION
 from quire.wire.codec import (
-    FrameError,
     decode_answer,
     decode_plan,
     encode_plan,
@@ -17,6 +16,7 @@ from quire.wire.codec import (
     encode_refusal,
     encode_result,
 )
+from quire.wire.column import FrameError
 from quire.wire.plan import SlotAdmission, StepPlan
 from quire.wire.result import RowFailure, StepRefusal, StepResult, WorkerReady
 

@@ -15,7 +15,8 @@ import zmq
 from quire.errors import ConfigError
 from quire.rpc import MAX_MESSAGE_BYTES
 from quire.rpc.port import describe_holder
-from quire.wire.codec import Buffer, FrameError, decode_answer
+from quire.wire.codec import decode_answer
+from quire.wire.column import Buffer, FrameError
 from quire.wire.result import StepRefusal, StepResult, WorkerReady
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ import zmq
 
 from quire.errors import EngineError
 from quire.rpc import MAX_MESSAGE_BYTES
-from quire.wire.codec import FrameError, decode_plan, encode_ready, encode_refusal, encode_result
+from quire.wire.codec import decode_plan, encode_ready, encode_refusal, encode_result
+from quire.wire.column import FrameError
 from quire.wire.plan import StepPlan
 from quire.wire.result import StepRefusal, WorkerReady
 from quire_worker.pending_result import PendingResult
