@@ -9,8 +9,9 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.gpu.agreement.conservation import check_conservation
 from benchmarks.gpu.agreement.greedy import check_bfloat16, check_float32
 from benchmarks.gpu.agreement.outcome import Outcome
+from benchmarks.gpu.agreement.rounded_cache import check_fp8
 from benchmarks.gpu.agreement.sampler import check_sampler
-from benchmarks.gpu.agreement.variant import check_device, check_fp8, check_graph
+from benchmarks.gpu.agreement.variant import check_device, check_graph
 from benchmarks.gpu.probe import device_name
 
 CHECKS = {

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from quire_scheduler.core import Sampling
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from benchmarks.gpu.agreement.outcome import Outcome
+from benchmarks.gpu.agreement.reference import random_model
 from benchmarks.gpu.agreement.served import DEVICE, ON_GPU, generate, load, random_prompts
 from benchmarks.gpu.model import LLAMA_3_1_8B, QWEN2_5_7B, QWEN3_0_6B, Model, tiny
 from tests.doubles.in_process_engine import Output
@@ -100,7 +101,7 @@ def _float32(name: str, family: str, settings: dict[str, Any]) -> Outcome:
 def _bfloat16(name: str, model: Model, num_layers: int) -> Outcome:
     config = (model.config | {"num_hidden_layers": num_layers}) if ON_GPU else tiny(model).config
     with tempfile.TemporaryDirectory() as folder:
-        reference = _random_model(Path(folder), model, config)
+        reference = random_model(Path(folder), model, config)
         loaded = load(folder, dtype="bfloat16", max_model_len=1024)
         prompts = random_prompts(6, config["vocab_size"], _LENGTHS)
         outputs = generate(loaded, prompts, [_greedy()] * len(prompts))
@@ -124,18 +125,6 @@ def _bfloat16(name: str, model: Model, num_layers: int) -> Outcome:
         detail=f"{len(gaps)} of {num_tokens} tokens diverge from float32, largest gap {max(gaps, default=0.0):.4f}, "
         f"allowed {allowed:.4f}; transformers in bfloat16 diverges at {num_theirs}",
     )
-
-
-def _random_model(directory: Path, model: Model, config: dict[str, Any]) -> PreTrainedModel:
-    """A bfloat16 reference with random weights, saved for the worker to load."""
-    Model(name=model.name, config=config, max_model_len=1024).write(directory)
-    torch.manual_seed(3)
-    with torch.device(DEVICE):
-        reference = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(directory), dtype=torch.bfloat16
-        )
-    reference.save_pretrained(directory)
-    return reference.eval()
 
 
 def _greedy() -> Sampling:

@@ -1,25 +1,20 @@
-"""The same requests through two variants of the worker: captured against eager, an fp8 cache against bfloat16, GPU against CPU."""
+"""The same requests through two variants of the worker: captured against eager, GPU against CPU."""
 
-import dataclasses
 import tempfile
 from pathlib import Path
-from statistics import mean
 
 from quire_scheduler.core import Sampling
 from quire_worker.loading import LoadedModel
 
 from benchmarks.gpu.agreement.outcome import Outcome
 from benchmarks.gpu.agreement.served import ON_GPU, generate, load, random_prompts
-from benchmarks.gpu.model import QWEN3_0_6B, Model, tiny
+from benchmarks.gpu.model import QWEN3_0_6B, Model
 from quire.assets import shipped_model_path
-from quire.config import WorkerConfig
 from tests.doubles.in_process_engine import Output
 
 _LENGTHS = [1, 16, 17, 100, 255, 600, 900, 40, 333, 64, 3, 128] * 2
 _NUM_OUT = 32
 _NUM_LOGPROBS = 20
-_FP8_MEAN, _FP8_LARGEST = 0.02, 0.25
-"""Bounds on how much an fp8 cache may move a log-probability among the 20 likeliest tokens."""
 
 
 def check_graph() -> list[Outcome]:
@@ -41,28 +36,6 @@ def check_graph() -> list[Outcome]:
             check=name,
             passed=num_equal == len(captured),
             detail=f"{num_equal} of {len(captured)} sequences have the same tokens and bit-equal log-probabilities",
-        )
-    ]
-
-
-def check_fp8() -> list[Outcome]:
-    """Log-probabilities with an fp8 cache against those with a bfloat16 one, as long as the texts agree."""
-    name = "fp8 KV cache against bfloat16"
-    if not ON_GPU or "kv_cache_dtype" not in {each.name for each in dataclasses.fields(WorkerConfig)}:
-        return [Outcome(check=name, passed=None, detail="needs a GPU and --kv-cache-dtype")]
-    model = QWEN3_0_6B if ON_GPU else tiny(QWEN3_0_6B)
-    with tempfile.TemporaryDirectory() as folder:
-        model.write(Path(folder))
-        flags = {"load_format": "dummy", "dtype": "bfloat16", "max_model_len": 1024}
-        exact = _outputs(load(folder, **flags), model)
-        rounded = _outputs(load(folder, **flags, kv_cache_dtype="fp8"), model)
-    differences = [d for a, b in zip(exact, rounded, strict=True) for d in _differences(a, b)]
-    return [
-        Outcome(
-            check=name,
-            passed=mean(differences) <= _FP8_MEAN and max(differences) <= _FP8_LARGEST,
-            detail=f"{len(differences)} log-probabilities differ by {mean(differences):.4f} on average (bound {_FP8_MEAN}) "
-            f"and {max(differences):.4f} at most (bound {_FP8_LARGEST})",
         )
     ]
 
@@ -94,14 +67,3 @@ def _outputs(loaded: LoadedModel, model: Model) -> list[Output]:
         for number in range(len(prompts))
     ]
     return generate(loaded, prompts, sampling)
-
-
-def _differences(a: Output, b: Output) -> list[float]:
-    """Of the log-probabilities that both report, up to and including the first token that differs."""
-    differences: list[float] = []
-    for position, (left, right) in enumerate(zip(a.logprobs, b.logprobs, strict=True)):
-        values = {token: value for token, value, _ in left}
-        differences += [abs(values[token] - value) for token, value, _ in right if token in values]
-        if a.token_ids[position] != b.token_ids[position]:
-            break
-    return differences
