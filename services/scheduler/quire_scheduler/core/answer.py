@@ -122,17 +122,19 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
         if status is finished:
             continue
         outputs = sequence.output_token_ids
+        num_outputs = len(outputs)
+        confirmed = sequence.num_prompt + num_outputs  # integers from 257 on are made anew each time: so once
         if status is running:
             computed = sequence.num_computed + num_scheduled
             sequence.num_computed = computed
-            draws = computed == sequence.num_prompt + len(outputs)
+            draws = computed == confirmed
             if draws is not (count == 1):
                 if not draws or sequence.request.beams is None:
                     fault = f"{sequence} brought {count} tokens where its plan draws {int(draws)}"
                 continue  # a beam brings candidates
             if computed >= sequence.next_offer_len:
                 group.kv.offer_full_blocks(sequence, computed)
-        elif count and sequence.num_known == sequence.num_prompt + len(outputs):
+        elif count and sequence.num_known == confirmed:
             sequence.num_known += 1  # it waits: a later step of its last run failed, this one did not
         if not count:
             continue
@@ -144,7 +146,6 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
             add_first, add_num_tokens = events.first_token_indexes.append, events.num_tokens.append
             add_token = events.token_ids.append
         token = token_ids[first]
-        num_outputs = len(outputs)
         outputs.append(token)
         add_handle(request.handle)
         add_index(sequence.index)
@@ -159,7 +160,7 @@ def _enter_rows(group: Group, step: Step, result: StepResult, ledger: Ledger) ->
         if token in sequence.stop_token_ids:
             is_eos = token in request.sampling.eos_token_ids
             _finish(ledger, events, sequence, FinishReason.STOP, 0 if is_eos else token + 1)
-        elif sequence.num_prompt + num_outputs + 1 >= sequence.max_len:
+        elif sequence.num_known >= sequence.max_len and confirmed + 1 >= sequence.max_len:
             _finish(ledger, events, sequence, FinishReason.LENGTH, 0)
     return fault
 

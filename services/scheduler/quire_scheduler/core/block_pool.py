@@ -86,10 +86,10 @@ class BlockPool:
     def remember(self, block: BlockId, content_hash: bytes) -> bool:
         """Names the content of a used block. False when another block has that content already or it has a name."""
         assert self._num_holders[block] > 0, f"block {block} named while nobody holds it"
-        if content_hash in self._block_of_hash or self._hash_of_block[block] is not None:
+        names = self._hash_of_block
+        if names[block] is not None or self._block_of_hash.setdefault(content_hash, block) != block:
             return False
-        self._block_of_hash[content_hash] = block
-        self._hash_of_block[block] = content_hash
+        names[block] = content_hash
         return True
 
     def withdraw(self, block: BlockId, content_hash: bytes) -> None:

@@ -126,21 +126,13 @@ class KVManager:
 
         Blocks with tokens that are still in flight wait until they are confirmed.
         """
-        num_offered = sequence.next_offer_len // self.block_size - 1
-        num_full = min(num_tokens, sequence.num_confirmed) // self.block_size
-        if num_full <= num_offered:
-            return []
-        sequence.next_offer_len = (num_full + 1) * self.block_size
-        if not self._enable_prefix_caching:
-            return []
         named: list[NamedBlock] = []
-        for index in range(num_offered, num_full):
-            start = index * self.block_size
-            content_hash = chain_hash(sequence.last_hash, sequence.tokens(start, start + self.block_size))
-            sequence.last_hash = content_hash
-            block = sequence.block_at(index)
-            if self.pool.remember(block, content_hash):
-                named.append((block, content_hash))
+        stop, last_stop = sequence.next_offer_len, min(num_tokens, sequence.num_confirmed)
+        while stop <= last_stop:
+            start, stop = stop - self.block_size, stop + self.block_size
+            sequence.next_offer_len = stop
+            if self._enable_prefix_caching:
+                self._offer_block(sequence, start, named)
         return named
 
     def withdraw(self, named: list[NamedBlock]) -> None:
@@ -154,6 +146,13 @@ class KVManager:
             for _ in range(num_holds):
                 self.pool.let_go(block)
         self._copy_sources.clear()
+
+    def _offer_block(self, sequence: Sequence, start: int, named: list[NamedBlock]) -> None:
+        token_ids = sequence.tokens(start, start + self.block_size)
+        content_hash = sequence.last_hash = chain_hash(sequence.last_hash, token_ids)
+        block = sequence.block_at(start // self.block_size)
+        if self.pool.remember(block, content_hash):
+            named.append((block, content_hash))
 
     def _copy_tail(self, sequence: Sequence, index: int, plan: StepPlan) -> None:
         source = sequence.block_table[index]
