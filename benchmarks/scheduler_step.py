@@ -12,6 +12,11 @@ one nor a busy moment of the machine counts for one length alone. The first tabl
 the phases, of the steps and of their 99th percentiles; the second what a hundred times the context adds, with its
 spread over the rounds. CPython shares the integers below 257: while a context is shorter, its counters cost a little
 less, which is why a middle length stands beside the short one.
+
+A worker that has served for a while remembers the blocks of requests that ended, as many as it has room for, whatever
+the length of those that run. The rows marked `after` are short contexts on such a worker: as many tokens have been
+served and remembered before as the long contexts bring with them. What a long context adds to those is its length
+alone; what these add to plain ones is a prefix cache with something in it.
 """
 
 import gc
@@ -42,8 +47,11 @@ _NUM_STEPS = 400
 _NUM_ROUNDS = 5
 _BLOCK_SIZE = 16
 _NUM_RUNNING = (1, 64, 256, 1024)
-_CONTEXTS = (100, 1_000, 10_000)
+_SHORT, _LONG = 100, 10_000
+_CELLS = ((_SHORT, 0), (_SHORT, _LONG), (1_000, 0), (_LONG, 0))
+"""(context length, tokens of requests that ended before, for each that runs)."""
 
+Cell = tuple[int, int]
 Figures = list[float]
 """Milliseconds: the median of each phase, of whole steps, and their 99th percentile."""
 
@@ -52,33 +60,31 @@ def main() -> None:
     """Prints the tables."""
     phases = " ".join(f"{phase:>9}" for phase in _PHASES)
     print(
-        f"{'running':>8} {'context':>8} {phases} {'ms/step':>9} {'p99 ms':>8} {'budget ms':>10} {'ratio':>6}"
+        f"{'running':>8} {'context':>9} {phases} {'ms/step':>9} {'p99 ms':>8} {'budget ms':>10} {'ratio':>6}"
     )
     rounds_of = {num_running: _rounds(num_running) for num_running in _NUM_RUNNING}
-    short, *_, long = _CONTEXTS
-    print(f"\nA step at a context of {long} beside one of {short}, {_NUM_ROUNDS} rounds of each in turn:")
-    print(
-        f"{'running':>8} {'growth':>8}   {'lowest and highest of the rounds':<34} spread at {short}, at {long}"
-    )
-    for num_running, rounds in rounds_of.items():
-        _print_growth(
-            num_running, [cells[short][-2] for cells in rounds], [cells[long][-2] for cells in rounds]
+    for past_len, worker in ((0, "an empty worker"), (_LONG, "a worker that remembers as many tokens")):
+        print(
+            f"\nA step at a context of {_LONG} beside one of {_SHORT} on {worker}, {_NUM_ROUNDS} rounds in turn:"
         )
+        print(f"{'running':>8} {'growth':>8}   {'lowest and highest of the rounds':<34} spread of each")
+        for num_running, rounds in rounds_of.items():
+            short, long = ([cells[cell][-2] for cells in rounds] for cell in ((_SHORT, past_len), (_LONG, 0)))
+            _print_growth(num_running, short, long)
 
 
-def _rounds(num_running: int) -> list[dict[int, Figures]]:
-    """Measures every context length once a round; prints a row for each."""
-    rounds = [
-        {context_len: _measured_apart(num_running, context_len) for context_len in _CONTEXTS}
-        for _ in range(_NUM_ROUNDS)
-    ]
-    for context_len in _CONTEXTS:
+def _rounds(num_running: int) -> list[dict[Cell, Figures]]:
+    """Measures every cell once a round; prints a row for each."""
+    rounds = [{cell: _measured_apart(num_running, cell) for cell in _CELLS} for _ in range(_NUM_ROUNDS)]
+    for cell in _CELLS:
         *phases, cost, p99 = (
-            median(column) for column in zip(*(cells[context_len] for cells in rounds), strict=True)
+            median(column) for column in zip(*(cells[cell] for cells in rounds), strict=True)
         )
         budget = 0.3 + 0.002 * num_running
         columns = " ".join(f"{phase:>9.3f}" for phase in phases)
-        row = f"{num_running:>8} {context_len:>8} {columns} {cost:>9.3f} {p99:>8.3f}"
+        context_len, past_len = cell
+        context = f"after {context_len}" if past_len else str(context_len)
+        row = f"{num_running:>8} {context:>9} {columns} {cost:>9.3f} {p99:>8.3f}"
         print(f"{row} {budget:>10.3f} {cost / budget:>6.2f}", flush=True)
     return rounds
 
@@ -90,21 +96,25 @@ def _print_growth(num_running: int, short: list[float], long: list[float]) -> No
     print(f"{num_running:>8} {median(growths):>+8.1%}   {between:<34} {', '.join(spreads)}")
 
 
-def _measured_apart(num_running: int, context_len: int) -> Figures:
+def _measured_apart(num_running: int, cell: Cell) -> Figures:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_figures, num_running, context_len).result()
+        return process.submit(_figures, num_running, *cell).result()
 
 
-def _figures(num_running: int, context_len: int) -> Figures:
-    steps = _steady_steps(num_running, context_len)
+def _figures(num_running: int, context_len: int, past_len: int) -> Figures:
+    steps = _steady_steps(num_running, context_len, past_len)
     totals = sorted(map(sum, steps))
     seconds = [*map(median, zip(*steps, strict=True)), median(totals), totals[len(totals) * 99 // 100]]
     return [1e3 * each for each in seconds]
 
 
-def _steady_steps(num_requests: int, context_len: int) -> list[list[float]]:
+def _steady_steps(num_requests: int, context_len: int, past_len: int = 0) -> list[list[float]]:
     """Seconds per phase of each step in which every request decodes."""
-    core = _loaded_core(num_requests, context_len)
+    max_model_len = max(context_len, past_len) + _BLOCK_SIZE + 4 * _NUM_STEPS
+    core = _idle_core(num_requests, max_model_len, num_requests * (past_len + context_len))
+    if past_len:
+        _serve_and_end(core, num_requests, past_len)
+    _add_requests(core, num_requests, context_len)
     answers = [_answer(plan) for _ in range(2) if (plan := core.schedule(0)) is not None]
     gc.collect()
     gc.freeze()
@@ -137,29 +147,49 @@ def _step(core: Scheduler, answer: list[Buffer]) -> tuple[StepPlan, list[float]]
     return plan, times
 
 
-def _loaded_core(num_requests: int, context_len: int) -> Scheduler:
-    max_model_len = context_len + _BLOCK_SIZE + 4 * _NUM_STEPS
+def _idle_core(num_requests: int, max_model_len: int, num_prompt_tokens: int) -> Scheduler:
+    """A core with a worker that holds all those prompts, and what the requests go on to decode."""
     core = Scheduler(CoreLimits(max_num_requests=num_requests))
+    num_tokens = num_prompt_tokens + num_requests * (2 * _BLOCK_SIZE + 4 * _NUM_STEPS)
     capacity = GroupCapacity(
-        num_blocks=num_requests * (max_model_len // _BLOCK_SIZE + 1),
+        num_blocks=num_tokens // _BLOCK_SIZE + 2 * num_requests,
         block_size=_BLOCK_SIZE,
         max_num_seqs=num_requests,
-        max_num_batched_tokens=num_requests * (context_len + _BLOCK_SIZE),
+        max_num_batched_tokens=num_tokens,
         max_model_len=max_model_len,
         vocab_size=32_000,
     )
     core.add_group(0, 1, capacity)
+    return core
+
+
+def _serve_and_end(core: Scheduler, num_requests: int, prompt_len: int) -> None:
+    """Leaves the blocks of so many prompts remembered, held by nobody, and nothing running."""
+    _add_requests(core, num_requests, prompt_len, first_token=num_requests)
+    plan = core.schedule(0)
+    assert plan is not None
+    assert plan.num_tokens >= num_requests * prompt_len
+    result = decode_answer(_answer(plan))
+    assert isinstance(result, StepResult)
+    core.apply(result)
+    core.abort_owner(OwnerId(1))
+    core.drain_events()
+    assert core.stats().num_cached_blocks >= num_requests * (prompt_len // _BLOCK_SIZE)
+
+
+def _add_requests(core: Scheduler, num_requests: int, context_len: int, first_token: int = 0) -> None:
+    """Requests whose contexts are spread over a block, each of other tokens."""
     for handle in range(num_requests):
         prompt_len = context_len + handle % _BLOCK_SIZE
+        start = first_token + handle
         request = Request(
             owner=OwnerId(1),
             handle=handle,
             request_id=str(handle),
-            prompt_token_ids=token_ids_of((handle + at) % 32_000 for at in range(prompt_len)),
-            sampling=Sampling(max_tokens=max_model_len - prompt_len),
+            prompt_token_ids=token_ids_of(at % 32_000 for at in range(start, start + prompt_len)),
+            sampling=Sampling(max_tokens=_BLOCK_SIZE + 4 * _NUM_STEPS),
         )
         core.add(request)
-    return core
 
 
 def _answer(plan: StepPlan) -> list[Buffer]:

@@ -9,6 +9,7 @@ Reference counting and LRU reuse of hashed blocks follow the automatic prefix ca
 
 from collections import OrderedDict
 
+from quire_scheduler.core.name_table import NameTable
 from quire_scheduler.core.request import BlockId
 
 
@@ -21,8 +22,7 @@ class BlockPool:
         self._free = [BlockId(block) for block in range(num_blocks, 0, -1)]
         self._cached: OrderedDict[BlockId, None] = OrderedDict()
         self._num_holders = [0] * (num_blocks + 1)
-        self._hash_of_block: list[bytes | None] = [None] * (num_blocks + 1)
-        self._block_of_hash: dict[bytes, BlockId] = {}
+        self._names = NameTable(num_blocks)
 
     @property
     def num_free(self) -> int:
@@ -54,7 +54,7 @@ class BlockPool:
             block = self._free.pop()
         else:
             block, _ = self._cached.popitem(last=False)
-            self._forget(block)
+            self._names.forget(block)
         assert self._num_holders[block] == 0, f"block {block} was free and held"
         self._num_holders[block] = 1
         return block
@@ -70,39 +70,29 @@ class BlockPool:
         assert self._num_holders[block] > 0, f"block {block} let go without a holder"
         self._num_holders[block] -= 1
         if self._num_holders[block] == 0:
-            if self._hash_of_block[block] is not None:
+            if self._names.name_of(block) is not None:
                 self._cached[block] = None
             else:
                 self._free.append(block)
 
-    def find(self, content_hash: bytes) -> BlockId | None:
-        """The block whose content has this hash."""
-        return self._block_of_hash.get(content_hash)
+    def find(self, content_hash: bytes, parent: BlockId) -> BlockId | None:
+        """The block whose content has this hash, and which follows that of `parent`."""
+        return self._names.find(content_hash, parent)
 
     def is_cached(self, block: BlockId) -> bool:
         """Whether nobody holds the block and the prefix cache remembers it."""
         return block in self._cached
 
-    def remember(self, block: BlockId, content_hash: bytes) -> bool:
+    def remember(self, block: BlockId, content_hash: bytes, parent: BlockId) -> bool:
         """Names the content of a used block. False when another block has that content already or it has a name."""
         assert self._num_holders[block] > 0, f"block {block} named while nobody holds it"
-        names = self._hash_of_block
-        if names[block] is not None or self._block_of_hash.setdefault(content_hash, block) != block:
-            return False
-        names[block] = content_hash
-        return True
+        return self._names.enter(block, content_hash, parent)
 
     def withdraw(self, block: BlockId, content_hash: bytes) -> None:
         """Takes back a name whose content was never written; no effect once the block has moved on."""
-        if self._hash_of_block[block] != content_hash:
+        if self._names.name_of(block) != content_hash:
             return
-        self._forget(block)
+        self._names.forget(block)
         if block in self._cached:
             del self._cached[block]
             self._free.append(block)
-
-    def _forget(self, block: BlockId) -> None:
-        content_hash = self._hash_of_block[block]
-        assert content_hash is not None, f"block {block} has no name to forget"
-        self._hash_of_block[block] = None
-        del self._block_of_hash[content_hash]

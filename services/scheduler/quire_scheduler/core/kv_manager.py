@@ -10,6 +10,7 @@ from collections import Counter
 from quire.wire.plan import StepPlan
 from quire_scheduler.core.block_hash import chain_hash, extend_block_hashes, root_hash
 from quire_scheduler.core.block_pool import BlockPool
+from quire_scheduler.core.name_table import NO_PARENT
 from quire_scheduler.core.request import BlockId, Sequence
 
 KV_GROUP = 0
@@ -35,7 +36,7 @@ class KVManager:
             return hits
         for index in range((sequence.num_confirmed - 1) // self.block_size):
             extend_block_hashes(sequence, index + 1, self.block_size)
-            block = self.pool.find(sequence.block_hashes[index])
+            block = self.pool.find(sequence.block_hashes[index], hits[-1] if hits else NO_PARENT)
             if block is None:
                 break
             hits.append(block)
@@ -59,6 +60,7 @@ class KVManager:
         sequence.last_hash = (
             sequence.block_hashes[len(hits) - 1] if hits else root_hash(sequence.request.cache_salt)
         )
+        sequence.last_named = hits[-1] if hits else NO_PARENT
 
     def make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
         """Lets the sequence write its next `num_tokens` positions; False, and no change, if blocks are short."""
@@ -111,6 +113,7 @@ class KVManager:
         child.block_table = list(parent.block_table)
         child.block_hashes = list(parent.block_hashes)
         child.last_hash = parent.last_hash
+        child.last_named = parent.last_named
         child.next_offer_len = parent.next_offer_len
         parent.room = child.room = parent.num_scheduled
 
@@ -151,8 +154,11 @@ class KVManager:
         token_ids = sequence.tokens(start, start + self.block_size)
         content_hash = sequence.last_hash = chain_hash(sequence.last_hash, token_ids)
         block = sequence.block_at(start // self.block_size)
-        if self.pool.remember(block, content_hash):
+        if self.pool.remember(block, content_hash, sequence.last_named):
             named.append((block, content_hash))
+            sequence.last_named = block
+        else:
+            sequence.last_named = self.pool.find(content_hash, sequence.last_named) or block
 
     def _copy_tail(self, sequence: Sequence, index: int, plan: StepPlan) -> None:
         source = sequence.block_table[index]

@@ -165,6 +165,7 @@ class Sequence:
         "group",
         "index",
         "last_hash",
+        "last_named",
         "max_len",
         "next_offer_len",
         "num_computed",
@@ -207,6 +208,8 @@ class Sequence:
         """Chain hashes of its first blocks, as far as they were looked up in the prefix cache."""
         self.last_hash = b""
         """Chain hash of the last block that was offered to the prefix cache."""
+        self.last_named = BlockId(0)
+        """The block that the prefix cache knows by that hash: this sequence's own, or the first of equal ones."""
         self.next_offer_len = 0
         """Computed tokens at which the next block of its table is full and offered to the prefix cache."""
         self.fork_indexes: list[int] = []
