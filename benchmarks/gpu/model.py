@@ -26,8 +26,9 @@ class Model:
     max_model_len: int
     max_num_seqs: int = 1024
     max_num_batched_tokens: int = 8192
-    max_num_prefill_tokens_while_decoding: int = 384
-    """So many prompt tokens of a 7B shape take about as long as a decode step."""
+    max_num_prefill_tokens_while_decoding: int = 352
+    """So many prompt tokens of a 7B shape take about as long as a decode step; with 32 tokens of sequences that decode they
+    fill a padded size."""
 
     @property
     def vocab_size(self) -> int:

@@ -82,6 +82,12 @@ class EchoWorker:
         """When set, no heartbeat and no answer leaves any more."""
         self.plan_frames: list[tuple[StepPlan, int]] = []
         """Every plan executed, with the number of bytes of its frames after the header."""
+        self._plan_came = asyncio.Event()
+
+    async def next_plan(self) -> None:
+        """Returns once another plan has come."""
+        self._plan_came.clear()
+        await self._plan_came.wait()
 
     async def run(self) -> None:
         """Registers, then answers plans. Raises `grpc.aio.AioRpcError` when the scheduler refuses."""
@@ -173,4 +179,5 @@ class EchoWorker:
             )
         self._next_step_id += 1
         self.plan_frames.append((plan, sum(len(frame) for frame in frames[1:])))
+        self._plan_came.set()
         return encode_result(self._worker.execute(plan))

@@ -95,6 +95,7 @@ class EngineLoop:
             return
         logger.warning("worker dropped", extra={"worker": group.worker_id, "why": why})
         self.data_plane.revoke(group.routing_id)
+        group.start_over()
         self._trace.void_steps(group.group_id, why, time_ns())
         if self.core.has_group(group.group_id):
             self.core.remove_group(group.group_id)
@@ -105,6 +106,7 @@ class EngineLoop:
         """Frames were lost or contradict each other: the group starts over in a new epoch."""
         group.epoch = self.next_epoch()
         group.state = GroupState.JOINING
+        group.start_over()
         logger.warning(
             "worker group reset", extra={"worker": group.worker_id, "epoch": group.epoch, "why": why}
         )
@@ -172,7 +174,10 @@ class EngineLoop:
         if self.core.num_in_flight(group.group_id) == 0:
             group.last_progress = now
             group.num_idle_heartbeats = 0
-        while (plan := self.core.schedule(group.group_id, now)) is not None:
+        while (
+            not self._puts_off(group, now) and (plan := self.core.schedule(group.group_id, now)) is not None
+        ):
+            group.timing.sent(plan.num_tokens, now)
             if self._trace.is_recording:
                 self._record_milestones(now)
                 requests = self.core.traced_in_newest_step(group.group_id)
@@ -182,6 +187,17 @@ class EngineLoop:
             except WorkerUnreachable as error:
                 self.drop_group(group, f"a plan could not be sent: {error}")
                 return
+
+    def _puts_off(self, group: WorkerGroup, now: float) -> bool:
+        """Whether the next plan can wait for who may still come; then the group is pumped again when it is due."""
+        if group.put_off is not None:
+            group.put_off.cancel()
+            group.put_off = None
+        due_at = group.timing.due_at(self.core.num_running(group.group_id))
+        if due_at <= now:
+            return False
+        group.put_off = asyncio.get_running_loop().call_later(due_at - now, self._pump)
+        return True
 
     def _receive(self, group: WorkerGroup, answer: Answer) -> None:
         if isinstance(answer, StepResult):
@@ -212,6 +228,7 @@ class EngineLoop:
         except BrokenAnswer as error:
             self.reset_group(group, str(error))
             return
+        group.timing.answered(now)
         if self._trace.is_recording:
             self._trace.end_step(result.group_id, result.epoch, result.step_id, time_ns())
         self._pump()

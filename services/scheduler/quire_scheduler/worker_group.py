@@ -6,6 +6,7 @@ from enum import Enum
 
 from quire.v1 import worker_pb2
 from quire_scheduler.core import GroupCapacity
+from quire_scheduler.plan_timing import PlanTiming
 
 
 class GroupState(Enum):
@@ -36,6 +37,16 @@ class WorkerGroup:
     """When a step was last answered, or first sent into an empty pipeline."""
     num_idle_heartbeats: int = 0
     """Heartbeats in a row that found the worker idle while steps are in flight: frames were lost."""
+    timing: PlanTiming = field(default_factory=PlanTiming)
+    put_off: "asyncio.TimerHandle | None" = None
+    """Cuts the plan that is not due yet."""
+
+    def start_over(self) -> None:
+        """Forgets the steps in flight: the group has a new epoch, or is gone."""
+        self.timing.forget()
+        if self.put_off is not None:
+            self.put_off.cancel()
+            self.put_off = None
 
     def send_reset(self) -> None:
         """Tells the worker of its new epoch; older resets that were not sent yet are overtaken by it."""

@@ -194,6 +194,10 @@ class Scheduler:
         """Steps of a group that have no answer yet."""
         return len(self._groups[group_id].in_flight)
 
+    def num_running(self, group_id: int) -> int:
+        """Sequences of a group that have a slot."""
+        return len(self._groups[group_id].running)
+
     def num_requests_of(self, owner: OwnerId) -> int:
         """Live requests of an owner."""
         return self._ledger.num_requests_of(owner)

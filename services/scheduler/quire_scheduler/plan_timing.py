@@ -1,0 +1,60 @@
+"""When the next plan of a group is due: before the device runs dry, but no earlier than that asks for.
+
+A plan that is cut as soon as the pipeline has room waits on the device behind a whole step, and whoever arrives meanwhile
+waits for the step after it. So while a step runs that is known to take long, the plan behind it is cut late, and
+takes along who has come by then. Knows moments and sizes of steps, no clock of its own and no request.
+"""
+
+from collections import deque
+
+_REMEMBERED_STEPS = 8
+_LEAD_S = 3e-3
+"""How long before the step in flight ends the next plan is cut: it has to be cut, sent, prepared and launched by then, and
+timers of the event loop are up to a millisecond late."""
+_LEAD_PER_ROW_S = 4e-6
+_LEAD_SHARE = 0.05
+"""Of the step's time: steps of as many tokens differ by their contexts."""
+
+
+class PlanTiming:
+    """The steps in flight of one group, and how long recent ones took."""
+
+    def __init__(self) -> None:
+        self._in_flight: deque[tuple[int, bool]] = deque()
+        """Tokens of each step, and whether it was sent while another was in flight."""
+        self._durations: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED_STEPS)
+        """Tokens and seconds of steps that began when the one before them ended."""
+        self._begun_at = 0.0
+
+    def sent(self, num_tokens: int, now: float) -> None:
+        """A plan of so many tokens left."""
+        if not self._in_flight:
+            self._begun_at = now
+        self._in_flight.append((num_tokens, bool(self._in_flight)))
+
+    def answered(self, now: float) -> None:
+        """The oldest step in flight came back."""
+        if not self._in_flight:
+            return
+        num_tokens, began_at_once = self._in_flight.popleft()
+        if began_at_once:
+            self._durations.append((num_tokens, now - self._begun_at))
+        self._begun_at = now
+
+    def forget(self) -> None:
+        """Nothing is in flight any more: the group starts over."""
+        self._in_flight.clear()
+
+    def due_at(self, num_rows: int) -> float:
+        """The moment to cut the next plan, for about `num_rows` rows; in the past when it is due at once.
+
+        Only a lone step in flight is worth waiting for. It takes at least as long as the shortest that was seen lately
+        among those of no more tokens; where there was none, nothing is known and nothing is put off.
+        """
+        if len(self._in_flight) != 1:
+            return 0.0
+        ((num_tokens, _),) = self._in_flight
+        known = [seconds for tokens, seconds in self._durations if tokens <= num_tokens]
+        if not known:
+            return 0.0
+        return self._begun_at + (1 - _LEAD_SHARE) * min(known) - _LEAD_S - _LEAD_PER_ROW_S * num_rows

@@ -1,0 +1,82 @@
+"""When a plan is put off: only behind a lone step that is known to take long, and never past its end."""
+
+import asyncio
+import time
+from statistics import median
+
+import pytest
+from quire_scheduler.plan_timing import PlanTiming
+
+from tests.doubles.echo_worker import EchoWorker
+from tests.scheduler.stack import running_stack
+
+
+def _steady(num_tokens: int, step_s: float, num_steps: int = 10) -> tuple[PlanTiming, float]:
+    """Steps of one size, two in flight; the second of the two is still to be sent."""
+    timing, now = PlanTiming(), 100.0
+    timing.sent(num_tokens, now)
+    for _ in range(num_steps):
+        timing.sent(num_tokens, now)
+        now += step_s
+        timing.answered(now)
+    return timing, now
+
+
+def test_a_plan_is_cut_some_milliseconds_before_the_step_in_flight_ends() -> None:
+    timing, now = _steady(20, 0.010)
+    assert now + 0.005 < timing.due_at(20) < now + 0.007
+
+
+def test_more_rows_are_given_more_time() -> None:
+    timing, _ = _steady(1000, 0.030)
+    assert timing.due_at(1000) == pytest.approx(timing.due_at(0) - 0.004)
+
+
+def test_short_steps_put_nothing_off() -> None:
+    timing, now = _steady(20, 0.002)
+    assert timing.due_at(20) <= now
+
+
+def test_nothing_is_put_off_behind_a_step_smaller_than_any_that_was_timed() -> None:
+    timing, now = _steady(8192, 0.180)
+    timing.sent(64, now)
+    timing.answered(now + 0.180)
+    assert timing.due_at(64) == 0.0
+
+
+def test_a_step_that_waited_for_its_plan_is_not_taken_for_a_long_one() -> None:
+    timing, now = PlanTiming(), 5.0
+    for _ in range(5):  # the device is idle for a second before each
+        timing.sent(20, now)
+        now += 1.0
+        timing.answered(now)
+    timing.sent(20, now)
+    assert timing.due_at(20) == 0.0
+
+
+def test_an_empty_and_a_full_pipeline_put_nothing_off() -> None:
+    timing, now = _steady(20, 0.010)
+    timing.sent(20, now)
+    assert timing.due_at(20) == 0.0
+    timing.forget()
+    assert timing.due_at(20) == 0.0
+
+
+async def test_who_comes_while_a_step_runs_is_in_the_next_one() -> None:
+    """In the middle of a step its answer is one and a half steps away; behind a plan cut at once it would be two and a half."""
+    period_s = 0.04
+    seconds: list[float] = []
+    async with running_stack() as stack:
+        worker = EchoWorker(stack.grpc, steps_per_s=1 / period_s)
+        stack.start(worker)
+        await stack.stats_when(lambda stats: stats.num_worker_groups == 1)
+        long = asyncio.create_task(stack.generate([1, 2, 3], 200))
+        await stack.stats_when(lambda stats: stats.num_generated_tokens > 20)
+        for _ in range(9):
+            await worker.next_plan()  # one comes at the begin of a step, or just before
+            await asyncio.sleep(period_s / 2)
+            start = time.monotonic()
+            await stack.generate([5, 6, 7], 1)
+            seconds.append(time.monotonic() - start)
+        long.cancel()
+    assert median(seconds) < 2 * period_s, seconds
