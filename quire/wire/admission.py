@@ -60,7 +60,7 @@ def take_admissions(reader: ColumnReader) -> list[SlotAdmission]:
     ints = reader.take("admission_ints", "i", _ADMISSION_INTS)
     floats = reader.take_floats("admission_floats", _ADMISSION_FLOATS)
     seeds = reader.take("admission_seeds", "q")
-    token_ids = reader.take("admission_token_ids", "i")
+    token_ids = reader.take_token_ids("admission_token_ids")
     stop_token_ids = reader.take("admission_stop_token_ids", "i")
     num_admissions = len(seeds)
     grammars = _take_grammars(reader, num_admissions)

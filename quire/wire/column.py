@@ -72,6 +72,12 @@ class ColumnReader:
     def take(self, name: str, code: str, width: int = 1) -> list[int]:
         return self._take(name, code, width).tolist()
 
+    def take_token_ids(self, name: str) -> "array[int]":
+        """A column that stays packed: prompts are long, and nobody looks at their tokens one by one."""
+        token_ids = array("I")
+        token_ids.frombytes(self._take(name, "i", 1).tobytes())
+        return token_ids
+
     def take_bytes(self, name: str) -> bytes:
         return self._take(name, "B", 1).tobytes()
 

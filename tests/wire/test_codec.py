@@ -31,7 +31,7 @@ def _rows(width: int) -> st.SearchStrategy[list[int]]:
 ADMISSIONS = st.builds(
     SlotAdmission,
     slot=INT32,
-    token_ids=st.lists(INT32, max_size=5),
+    token_ids=st.lists(INT32, max_size=5).map(lambda token_ids: array("I", token_ids)),
     num_computed_tokens=INT32,
     prompt_len=INT32,
     sequence_index=INT32,
@@ -52,7 +52,7 @@ ADMISSIONS = st.builds(
 )
 ADMISSION = SlotAdmission(
     slot=0,
-    token_ids=[1, 2],
+    token_ids=array("I", [1, 2]),
     num_computed_tokens=0,
     prompt_len=2,
     sequence_index=0,

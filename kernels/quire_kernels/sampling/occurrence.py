@@ -8,7 +8,9 @@ tokens; no request.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 IN_PROMPT = -32768
@@ -37,7 +39,10 @@ class OccurrenceTable:
         return self._rows.get(slot)
 
     def admit(
-        self, slots: Sequence[int], token_ids: Sequence[Sequence[int]], prompt_lens: Sequence[int]
+        self,
+        slots: Sequence[int],
+        token_ids: Sequence[Sequence[int]] | Sequence[NDArray[np.int32]],
+        prompt_lens: Sequence[int],
     ) -> None:
         """Give each slot a row that holds the first ``prompt_lens`` of its tokens as prompt and the rest as drawn."""
         if not slots:

@@ -82,10 +82,8 @@ class DeviceBatch:
             self._enter_biases(changes.admissions)
         if changes.choices:
             self._enter_choices(changes.choices)
-        if changes.grants:
-            block_at = {(slot, index): block for slot, index, block in changes.grants}
-            triples = [(slot, index, block) for (slot, index), block in block_at.items()]
-            grant_blocks(self.state, self.to_device(np.array(triples, dtype=np.int32)))
+        if len(changes.grants):
+            grant_blocks(self.state, self.to_device(changes.grants.astype(np.int32)))
         if changes.copies:
             copy_blocks(kv_cache, self.to_device(np.array(changes.copies, dtype=np.int64)))
         if changes.forks:
@@ -188,7 +186,7 @@ class DeviceBatch:
         penalised = [admission for admission in admissions if admission.has_penalties]
         self._occurrences.admit(
             [admission.slot for admission in penalised],
-            [admission.token_ids for admission in penalised],
+            [np.asarray(admission.token_ids, dtype=np.int32) for admission in penalised],
             [admission.prompt_len for admission in penalised],
         )
 

@@ -5,6 +5,7 @@ Keys and values at a position depend on every token before it, so equal chain ha
 never share a name. The chain follows the prefix caching of vLLM.
 """
 
+from collections.abc import Iterator
 from hashlib import blake2b
 
 from quire_scheduler.core.request import Sequence, TokenIds
@@ -25,11 +26,21 @@ def chain_hash(parent: bytes, token_ids: TokenIds) -> bytes:
     return blake2b(parent + token_ids.tobytes(), digest_size=_DIGEST_SIZE_BYTES).digest()
 
 
-def extend_block_hashes(sequence: Sequence, num_blocks: int, block_size: int) -> None:
-    """Makes `sequence.block_hashes` cover its first `num_blocks` blocks, all of confirmed tokens."""
-    hashes = sequence.block_hashes
+def block_hashes(sequence: Sequence, num_blocks: int, block_size: int) -> Iterator[bytes]:
+    """The names of its first `num_blocks` blocks, all of confirmed tokens; each is computed when first asked for, and kept.
+
+    A long prompt is named before anything else happens to it: this is `chain_hash` over one copy of all its tokens.
+    """
     assert num_blocks * block_size <= sequence.num_confirmed, "a block with unknown tokens has no name"
-    while len(hashes) < num_blocks:
-        parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
-        start = len(hashes) * block_size
-        hashes.append(chain_hash(parent, sequence.tokens(start, start + block_size)))
+    hashes = sequence.block_hashes
+    yield from hashes[:num_blocks]
+    num_known = len(hashes)
+    if num_known >= num_blocks:
+        return
+    parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
+    token_ids = sequence.tokens(num_known * block_size, num_blocks * block_size)
+    content, width = token_ids.tobytes(), block_size * token_ids.itemsize
+    for start in range(0, len(content), width):
+        parent = blake2b(parent + content[start : start + width], digest_size=_DIGEST_SIZE_BYTES).digest()
+        hashes.append(parent)
+        yield parent

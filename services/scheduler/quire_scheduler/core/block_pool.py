@@ -8,6 +8,7 @@ Reference counting and LRU reuse of hashed blocks follow the automatic prefix ca
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from quire_scheduler.core.name_table import NameTable
 from quire_scheduler.core.request import BlockId
@@ -59,29 +60,35 @@ class BlockPool:
         self._num_holders[block] = 1
         return block
 
-    def hold(self, block: BlockId) -> None:
-        """One more holder of a used or cached block."""
-        if self._num_holders[block] == 0:
-            del self._cached[block]
-        self._num_holders[block] += 1
+    def hold(self, blocks: Iterable[BlockId]) -> None:
+        """One more holder of each of these used or cached blocks."""
+        num_holders, cached = self._num_holders, self._cached
+        for block in blocks:
+            num = num_holders[block]
+            if num == 0:
+                del cached[block]
+            num_holders[block] = num + 1
 
-    def let_go(self, block: BlockId) -> None:
-        """One holder less; the last one leaves the block cached if its content is known, else free."""
-        assert self._num_holders[block] > 0, f"block {block} let go without a holder"
-        self._num_holders[block] -= 1
-        if self._num_holders[block] == 0:
-            if self._names.name_of(block) is not None:
-                self._cached[block] = None
-            else:
-                self._free.append(block)
+    def let_go(self, blocks: Iterable[BlockId]) -> None:
+        """One holder less of each, in this order; the last one leaves a block cached if its content is known, else free."""
+        num_holders, name_of, cached = self._num_holders, self._names.name_of, self._cached
+        for block in blocks:
+            num = num_holders[block] - 1
+            assert num >= 0, f"block {block} let go without a holder"
+            num_holders[block] = num
+            if num == 0:
+                if name_of(block) is not None:
+                    cached[block] = None
+                else:
+                    self._free.append(block)
 
     def find(self, content_hash: bytes, parent: BlockId) -> BlockId | None:
         """The block whose content has this hash, and which follows that of `parent`."""
         return self._names.find(content_hash, parent)
 
-    def is_cached(self, block: BlockId) -> bool:
-        """Whether nobody holds the block and the prefix cache remembers it."""
-        return block in self._cached
+    def num_cached_of(self, blocks: Iterable[BlockId]) -> int:
+        """How many of the blocks nobody holds, though the prefix cache remembers them."""
+        return sum(map(self._cached.__contains__, blocks))
 
     def remember(self, block: BlockId, content_hash: bytes, parent: BlockId) -> bool:
         """Names the content of a used block. False when another block has that content already or it has a name."""

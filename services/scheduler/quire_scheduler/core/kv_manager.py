@@ -8,7 +8,7 @@ write into a block that another one holds too (copy-on-write, as in the PagedAtt
 from collections import Counter
 
 from quire.wire.plan import StepPlan
-from quire_scheduler.core.block_hash import chain_hash, extend_block_hashes, root_hash
+from quire_scheduler.core.block_hash import block_hashes, chain_hash, root_hash
 from quire_scheduler.core.block_pool import BlockPool
 from quire_scheduler.core.name_table import NO_PARENT
 from quire_scheduler.core.request import BlockId, Sequence
@@ -34,26 +34,29 @@ class KVManager:
         hits: list[BlockId] = []
         if not self._enable_prefix_caching:
             return hits
-        for index in range((sequence.num_confirmed - 1) // self.block_size):
-            extend_block_hashes(sequence, index + 1, self.block_size)
-            block = self.pool.find(sequence.block_hashes[index], hits[-1] if hits else NO_PARENT)
+        find, parent = self.pool.find, NO_PARENT
+        for content_hash in block_hashes(
+            sequence, (sequence.num_confirmed - 1) // self.block_size, self.block_size
+        ):
+            block = find(content_hash, parent)
             if block is None:
                 break
             hits.append(block)
+            parent = block
         return hits
 
     def can_hold(self, sequence: Sequence, hits: list[BlockId], num_spared: int) -> bool:
         """Whether all known tokens of a waiting sequence fit while `num_spared` blocks stay available."""
         num_missing = self._num_blocks_for(sequence.num_known) - len(hits)
-        num_revived = sum(self.pool.is_cached(block) for block in hits)
-        return self.pool.num_available - num_revived >= num_missing + num_spared
+        return self.pool.num_available - self.pool.num_cached_of(hits) >= num_missing + num_spared
 
     def take_prefix(self, sequence: Sequence, hits: list[BlockId], plan: StepPlan) -> None:
         """Makes the found blocks the start of the sequence's table."""
         assert not sequence.block_table, f"{sequence} has a table already"
+        self.pool.hold(hits)
+        slot = sequence.slot
         for block in hits:
-            self.pool.hold(block)
-            plan.grants += (sequence.slot, KV_GROUP, block)
+            plan.grants += (slot, KV_GROUP, block)
         sequence.block_table = hits
         sequence.room = len(hits) * self.block_size
         sequence.next_offer_len = sequence.room + self.block_size
@@ -108,8 +111,7 @@ class KVManager:
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Gives the child its parent's table; whoever writes into the shared tail first copies it."""
-        for block in parent.block_table:
-            self.pool.hold(block)
+        self.pool.hold(parent.block_table)
         child.block_table = list(parent.block_table)
         child.block_hashes = list(parent.block_hashes)
         child.last_hash = parent.last_hash
@@ -119,8 +121,7 @@ class KVManager:
 
     def release(self, sequence: Sequence) -> None:
         """Gives back the table; the tail goes first, so that the cache loses ends of prefixes before starts."""
-        for block in reversed(sequence.block_table):
-            self.pool.let_go(block)
+        self.pool.let_go(reversed(sequence.block_table))
         sequence.block_table = []
         sequence.room = 0
 
@@ -146,8 +147,7 @@ class KVManager:
     def end_plan(self) -> None:
         """Lets go of the blocks that this plan copies from; until now none could become another copy's target."""
         for block, num_holds in self._copy_sources.items():
-            for _ in range(num_holds):
-                self.pool.let_go(block)
+            self.pool.let_go([block] * num_holds)
         self._copy_sources.clear()
 
     def _offer_block(self, sequence: Sequence, start: int, named: list[NamedBlock]) -> None:
