@@ -307,22 +307,13 @@ def likeliest_tokens(logits: Tensor, temperature: Tensor, num_top: int) -> tuple
     return logprobs.likeliest_tokens(logits, temperature, num_top)
 
 
-def admit_slots(state: SlotState, records: Tensor, stop_token_ids: Tensor) -> None:
-    if _runs_triton(records):
-        from quire_kernels.slots.update import admit_slots as admit
+def enter_changes(state: SlotState, changes: Tensor) -> None:
+    if _runs_triton(changes):
+        from quire_kernels.slots.update import enter_changes as enter
 
-        admit(state, records, stop_token_ids)
+        enter(state, changes)
     else:
-        slots_reference.admit_slots(state, records, stop_token_ids)
-
-
-def grant_blocks(state: SlotState, grants: Tensor) -> None:
-    if _runs_triton(grants):
-        from quire_kernels.slots.update import grant_blocks as grant
-
-        grant(state, grants)
-    else:
-        slots_reference.grant_blocks(state, grants)
+        slots_reference.enter_changes(state, changes)
 
 
 def fork_slots(state: SlotState, forks: Tensor) -> None:

@@ -125,8 +125,7 @@ def _take_steps(cache_dtype: torch.dtype) -> None:
 
 def _change_slots(batch: DeviceBatch, step: DeviceStep) -> None:
     ints = torch.zeros((1, 16), dtype=torch.int32)
-    dispatch.admit_slots(batch.state, ints, torch.zeros(1, dtype=torch.int32))
-    dispatch.grant_blocks(batch.state, ints[:, :3].contiguous())
+    batch.enter_loaded()
     dispatch.fork_slots(batch.state, ints[:, :3].contiguous())
     dispatch.copy_blocks(step.kv_cache, torch.zeros((1, 2), dtype=torch.int64))
 

@@ -28,8 +28,7 @@ KERNELS = {
     "_prepare_tokens_kernel",
     "_prepare_rows_kernel",
     "_advance_slots_kernel",
-    "_admit_slots_kernel",
-    "_grant_blocks_kernel",
+    "_enter_changes_kernel",
     "_fork_slots_kernel",
     "_copy_blocks_spans_kernel",
 }

@@ -41,6 +41,12 @@ def record(slot: int, *, stops_at: int = 0, num_stops: int = 0, seed: int = 5, m
     return fields_ + [0] * (ADMISSION_WIDTH - len(fields_))
 
 
+def changes(records: Tensor, grants: Tensor, stops: Tensor) -> Tensor:
+    """As `reference.enter_changes` describes them."""
+    header = ints(len(stops), len(grants), len(records))
+    return torch.cat((stops, grants.reshape(-1), records.reshape(-1), header)).int()
+
+
 def busy_state() -> SlotState:
     """Slots 0 to 4 with tables and last tokens; slot 3 has ended; slot 2 stops on 7 and 9."""
     state = allocate_slot_state(NUM_SLOTS, MAX_BLOCKS, DEVICE)
@@ -87,7 +93,7 @@ def test_admission_equals_reference(seed: int) -> None:
     records = ints([record(5, seed=seed, num_stops=3, min_len=9), record(3, num_stops=0, stops_at=3)])
     stops = ints(4, 5, 6)
     reference.admit_slots(expected, records, stops)
-    update.admit_slots(actual, records, stops)
+    update.enter_changes(actual, changes(records, ints([]), stops))
     assert_same(actual, expected)
     assert int(actual.seed[5]) == seed
     assert float(actual.top_p[5]) == pytest.approx(0.9)
@@ -98,9 +104,46 @@ def test_grants_equal_reference() -> None:
     expected, actual = busy_state(), busy_state()
     grants = ints([[0, 4, 99], [5, 0, 50], [4, 3, 51]])
     reference.grant_blocks(expected, grants)
-    update.grant_blocks(actual, grants)
+    update.enter_changes(actual, changes(ints([]), grants, ints([])))
     assert_same(actual, expected)
     assert int(actual.block_tables[4, 3]) == 51
+
+
+@pytest.mark.parametrize("num_ignored", [0, 1, 40])
+def test_changes_of_all_kinds_equal_reference(num_ignored: int) -> None:
+    expected, actual, truth = busy_state(), busy_state(), busy_state()
+    records = ints([record(slot, num_stops=2, stops_at=slot, seed=slot) for slot in range(NUM_SLOTS)])
+    grants = ints(
+        [[slot, index, 60 + slot * index] for slot in range(NUM_SLOTS) for index in range(MAX_BLOCKS)]
+    )
+    stops = ints(*range(10, 11 + NUM_SLOTS))
+    told = torch.cat((torch.full((num_ignored,), 9, device=DEVICE).int(), changes(records, grants, stops)))
+    reference.admit_slots(truth, records, stops)
+    reference.grant_blocks(truth, grants)
+    reference.enter_changes(expected, told)
+    update.enter_changes(actual, told)
+    assert_same(expected, truth)
+    assert_same(actual, truth)
+
+
+def test_more_changes_than_there_are_programs_are_all_entered() -> None:
+    num_slots, max_blocks = 70, 130
+    expected, actual = (allocate_slot_state(num_slots, max_blocks, DEVICE) for _ in range(2))
+    records = ints([record(slot, seed=slot) for slot in range(num_slots)])
+    grants = ints(
+        [[slot, index, 1 + slot + index] for slot in range(num_slots) for index in range(max_blocks)]
+    )
+    told = changes(records, grants, ints([]))
+    reference.enter_changes(expected, told)
+    update.enter_changes(actual, told)
+    assert_same(actual, expected)
+
+
+def test_no_changes_change_nothing() -> None:
+    actual = busy_state()
+    update.enter_changes(actual, torch.zeros(8, dtype=torch.int32, device=DEVICE))
+    reference.enter_changes(actual, torch.zeros(8, dtype=torch.int32, device=DEVICE))
+    assert_same(actual, busy_state())
 
 
 def test_forks_equal_reference() -> None:

@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from quire_kernels.slots.state import SCRATCH_BLOCK, MaskedStops, SlotState, StepRows, StepTensors
+from quire_kernels.slots.state import (
+    ADMISSION_WIDTH,
+    CHANGES_HEADER_WIDTH,
+    SCRATCH_BLOCK,
+    MaskedStops,
+    SlotState,
+    StepRows,
+    StepTensors,
+)
 
 # Fields of an admission record.
 _INT_FIELDS = ("num_computed", "top_k", "sequence_index", "min_len", "num_stop_tokens")
@@ -27,7 +35,7 @@ def admit_slots(state: SlotState, records: Tensor, stop_token_ids: Tensor) -> No
     floats = (*enumerate(_FLOAT_FIELDS, _FIRST_FLOAT), *enumerate(_PENALTY_FIELDS, _FIRST_PENALTY))
     for at, name in floats:
         getattr(state, name)[slots] = records[:, at].contiguous().view(torch.float32)
-    state.seed[slots] = records[:, _SEED : _SEED + 2].contiguous().view(torch.int64).squeeze(1)
+    state.seed[slots] = records[:, _SEED : _SEED + 2].clone().view(torch.int64).squeeze(1)
     state.has_ended[slots] = 0
     for slot, num_stops, start in records[:, [0, 5, _FIRST_STOP]].tolist():
         state.stop_token_ids[slot, :num_stops] = stop_token_ids[start : start + num_stops]
@@ -38,6 +46,20 @@ def grant_blocks(state: SlotState, grants: Tensor) -> None:
     if grants.shape[0]:
         slot, index, block = grants.long().unbind(1)
         state.block_tables[slot, index] = block.int()
+
+
+def enter_changes(state: SlotState, changes: Tensor) -> None:
+    """Admit slots and grant blocks, both as told at the end of ``changes [C]`` int32.
+
+    From the end on backwards there are: the number of admissions, that of grants, that of stop tokens; the records of
+    the admissions, the grants, no two of them for one place, and the stop tokens. What comes before is not read,
+    so that a column of fixed place and size can tell any number.
+    """
+    num_stops, num_grants, num_admissions = changes[-CHANGES_HEADER_WIDTH:].tolist()
+    sizes = (num_stops, 3 * num_grants, num_admissions * ADMISSION_WIDTH, CHANGES_HEADER_WIDTH)
+    stops, grants, records, _header = changes[len(changes) - sum(sizes) :].split(sizes)
+    admit_slots(state, records.view(-1, ADMISSION_WIDTH), stops)
+    grant_blocks(state, grants.view(-1, 3))
 
 
 def fork_slots(state: SlotState, forks: Tensor) -> None:

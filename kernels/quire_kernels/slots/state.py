@@ -14,7 +14,10 @@ MAX_STOP_TOKENS = 512
 """Places for stop tokens in a slot: an API's own limit of 256, and the end-of-sequence tokens of a model."""
 
 ADMISSION_WIDTH = 16
-"""int32 fields of one admission record; see `SlotState.admission_fields`."""
+"""int32 fields of one admission record; see `reference.admit_slots`."""
+
+CHANGES_HEADER_WIDTH = 3
+"""int32 fields that end a column of changes; see `reference.enter_changes`."""
 
 SCRATCH_BLOCK = 0
 """The KV block that takes the writes of padding and of ended slots."""

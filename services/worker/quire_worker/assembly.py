@@ -15,7 +15,7 @@ from quire_worker.model.decoder import Decoder
 from quire_worker.runner import Runner
 from quire_worker.slot_grammar import SlotGrammars
 from quire_worker.slot_table import SlotTable
-from quire_worker.step_graph import StepGraphs
+from quire_worker.step_graph import ANY_CHANGES, StepGraphs
 from quire_worker.step_shape import ShapeTable, StepShape
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _measured_step_bytes(step: DeviceStep, config: WorkerConfig, max_model_len: 
 def _captured(step: DeviceStep, shapes: ShapeTable) -> StepGraphs:
     started = perf_counter()
     forwards, draws = shapes.captured(), shapes.captured_rows()
-    num_wanted, num_captured = len(forwards) + len(draws), 0
+    num_wanted, num_captured = 1 + len(forwards) + len(draws), 0
     graphs = StepGraphs()
 
     def report() -> None:
@@ -116,6 +116,7 @@ def _captured(step: DeviceStep, shapes: ShapeTable) -> StepGraphs:
     def load_rows(num_rows: int) -> None:
         step.batch.load_padding(StepShape(num_rows, num_rows, True, 1))
 
+    graphs.changes.capture([ANY_CHANGES], lambda _: None, lambda _: step.batch.enter_loaded(), report)
     graphs.forwards.capture(forwards, step.batch.load_padding, step.forward, report)
     graphs.draws.capture(draws, load_rows, step.draw, report)
     return graphs

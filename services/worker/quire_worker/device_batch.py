@@ -4,6 +4,9 @@ Everything a captured graph reads has a fixed address here. The host writes one 
 it are asynchronous, over memory that torch keeps until they are done. Knows no plan and no model.
 """
 
+from array import array
+from collections.abc import Callable
+from struct import Struct
 from typing import TypeVar
 
 import numpy as np
@@ -16,17 +19,15 @@ from quire_kernels import (
     StepRows,
     StepTensors,
     TokenBias,
-    admit_slots,
     allocate_slot_state,
     copy_blocks,
+    enter_changes,
     fork_slots,
-    grant_blocks,
 )
-from quire_kernels.slots.state import ADMISSION_WIDTH
 from torch import Tensor
 
 from quire.wire.plan import SlotAdmission
-from quire_worker.slot_table import SlotChanges, StepColumns
+from quire_worker.slot_table import Grants, SlotChanges, StepColumns
 from quire_worker.step_shape import StepShape
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -46,6 +47,17 @@ _NOTHING = StepColumns(
     plan_rows=_NO_INTS,
     max_seq_len=0,
 )
+_NO_CHANGES = SlotChanges(
+    releases=[], admissions=[], choices=[], grants=Grants([], [], []), copies=[], forks=[]
+)
+
+_CHANGES_ROOM = 2**15
+"""Most int32 of changes that travel with the rows of a step; more have a copy of their own."""
+
+_INT_SIZE = array("i").itemsize
+
+_ADMISSION_RECORD = Struct("<6i3fiq3fi")
+"""As `quire_kernels.slots.reference.admit_slots` describes it."""
 
 
 class DeviceBatch:
@@ -65,25 +77,33 @@ class DeviceBatch:
         self._occurrences = OccurrenceTable(max_num_seqs + 1, vocab_size, device)
         self._biases = BiasTable(max_num_seqs + 1, vocab_size, device)
         self._device = device
-        self._packed = torch.zeros(
-            _packed_size(max_num_tokens, max_num_seqs), dtype=torch.int32, device=device
-        )
+        packed_size = _packed_size(max_num_tokens, max_num_seqs)
+        self._told = torch.zeros(_CHANGES_ROOM + packed_size, dtype=torch.int32, device=device)
+        """What the host says of a step, in one piece around a fixed place: changes end there, and its rows begin."""
+        self._changes, self._packed = self._told.split((_CHANGES_ROOM, packed_size))
+        self._large_changes: Tensor | None = None
+        """Changes of the loaded step that have no room there."""
         self._tensors = _allocate_tensors(max_num_tokens, max_num_seqs, max_blocks, device)
 
-    def enter(self, changes: SlotChanges, kv_cache: Tensor) -> None:
-        """Follows the changes that a plan makes to slots and blocks."""
+    def enter(
+        self, changes: SlotChanges, kv_cache: Tensor, replay: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Follows the changes that a plan makes to slots and blocks, once they are loaded.
+
+        `replay` launches a captured `enter_loaded`, where there is one.
+        """
         emptied = [*changes.releases, *(admission.slot for admission in changes.admissions)]
         self._occurrences.release(emptied)
         self._biases.release(emptied)
-        if changes.admissions:
-            records, stops = _admission_records(changes.admissions)
-            admit_slots(self.state, self.to_device(records), self.to_device(stops))
-            self._count_occurrences(changes.admissions)
-            self._enter_biases(changes.admissions)
         if changes.choices:
             self._enter_choices(changes.choices)
-        if len(changes.grants):
-            grant_blocks(self.state, self.to_device(changes.grants.astype(np.int32)))
+        if self._large_changes is not None:
+            enter_changes(self.state, self._large_changes)
+        elif _any_loaded(changes) and not replay():
+            self.enter_loaded()
+        if changes.admissions:
+            self._count_occurrences(changes.admissions)
+            self._enter_biases(changes.admissions)
         if changes.copies:
             copy_blocks(kv_cache, self.to_device(np.array(changes.copies, dtype=np.int64)))
         if changes.forks:
@@ -92,6 +112,10 @@ class DeviceBatch:
             self._occurrences.fork(pairs)
             self._biases.fork(pairs)
 
+    def enter_loaded(self) -> None:
+        """Admits and grants what was loaded last; reads fixed places, so that it can be captured."""
+        enter_changes(self.state, self._changes)
+
     def lift_min_len(self, slots: list[int]) -> None:
         """Lets slots end whatever their length."""
         if slots:
@@ -99,12 +123,18 @@ class DeviceBatch:
 
     def load_padding(self, shape: StepShape) -> None:
         """Makes the next step one of nothing but padding: it computes, and changes no slot."""
-        self.load(_NOTHING, shape)
+        self.load(_NO_CHANGES, _NOTHING, shape)
 
-    def load(self, columns: StepColumns, shape: StepShape) -> None:
-        """Puts the rows of a step, padded to `shape`, where its kernels look."""
-        packed = np.empty(_packed_size(shape.num_tokens, shape.num_rows), dtype=np.int32)
-        views = _split(packed, shape.num_tokens, shape.num_rows)
+    def load(self, changes: SlotChanges, columns: StepColumns, shape: StepShape) -> None:
+        """Puts the changes of a step and its rows, padded to `shape`, where its kernels look: one copy for all."""
+        told = _pack_changes(changes) if _any_loaded(changes) else _NO_INTS
+        self._large_changes = self.to_device(told) if len(told) > _CHANGES_ROOM else None
+        num_told = 0 if self._large_changes is not None else len(told)
+        size = num_told + _packed_size(shape.num_tokens, shape.num_rows)
+        host = torch.empty(size, dtype=torch.int32, pin_memory=self._told.is_cuda)
+        packed = host.numpy()
+        packed[:num_told] = told[:num_told]
+        views = _split(packed[num_told:], shape.num_tokens, shape.num_rows)
         paddings = (self.state.scratch_slot, 0, columns.num_tokens, 0, 0, 0, -1)
         parts = (
             columns.slots,
@@ -118,10 +148,8 @@ class DeviceBatch:
         for view, part, padding in zip(views, parts, paddings, strict=True):
             view[: len(part)] = part
             view[len(part) :] = padding
-        source = torch.from_numpy(packed)
-        if self._packed.is_cuda:
-            source = source.pin_memory()
-        self._packed[: len(packed)].copy_(source, non_blocking=True)
+        start = _CHANGES_ROOM - num_told
+        self._told[start : start + size].copy_(host, non_blocking=True)
 
     def rows(self, shape: StepShape) -> StepRows:
         """The rows of a step, as its kernels see them."""
@@ -245,28 +273,44 @@ def _split(packed: Array, num_tokens: int, num_rows: int) -> list[Array]:
     return views
 
 
-def _admission_records(admissions: list[SlotAdmission]) -> tuple[np.ndarray, np.ndarray]:
-    """Records as `quire_kernels.slots.reference.admit_slots` describes them, and their stop tokens."""
-    records = np.zeros((len(admissions), ADMISSION_WIDTH), dtype=np.int32)
+def _any_loaded(changes: SlotChanges) -> bool:
+    """Whether there is anything that travels as `quire_kernels.slots.reference.enter_changes` describes it."""
+    return bool(changes.admissions) or bool(changes.grants.slots)
+
+
+def _pack_changes(changes: SlotChanges) -> np.ndarray:
+    """Admissions and grants as `quire_kernels.slots.reference.enter_changes` describes them."""
+    records: list[bytes] = []
     stops: list[int] = []
-    floats = np.array([(a.temperature, a.top_p, a.min_p) for a in admissions], dtype=np.float32)
-    penalties = np.array(
-        [(a.repetition_penalty, a.frequency_penalty, a.presence_penalty) for a in admissions],
-        dtype=np.float32,
+    for admission in changes.admissions:
+        records.append(_admission_record(admission, len(stops)))
+        stops += admission.stop_token_ids
+    grants = changes.grants
+    triples = array("i", bytes(_INT_SIZE * 3 * len(grants)))
+    triples[0::3] = array("i", grants.slots)
+    triples[1::3] = array("i", grants.indexes)
+    triples[2::3] = array("i", grants.blocks)
+    told = array("i", stops) + triples
+    told.frombytes(b"".join(records))
+    told.extend((len(stops), len(grants), len(records)))
+    return np.frombuffer(told, dtype=np.int32)
+
+
+def _admission_record(admission: SlotAdmission, first_stop: int) -> bytes:
+    return _ADMISSION_RECORD.pack(
+        admission.slot,
+        admission.num_computed_tokens,
+        admission.top_k,
+        admission.sequence_index,
+        admission.min_len,
+        len(admission.stop_token_ids),
+        admission.temperature,
+        admission.top_p,
+        admission.min_p,
+        first_stop,
+        admission.seed,
+        admission.repetition_penalty,
+        admission.frequency_penalty,
+        admission.presence_penalty,
+        0,
     )
-    seeds = np.array([a.seed for a in admissions], dtype=np.int64)
-    for record, a in zip(records, admissions, strict=True):
-        record[:6] = (
-            a.slot,
-            a.num_computed_tokens,
-            a.top_k,
-            a.sequence_index,
-            a.min_len,
-            len(a.stop_token_ids),
-        )
-        record[9] = len(stops)
-        stops += a.stop_token_ids
-    records[:, 12:15] = penalties.view(np.int32)
-    records[:, 6:9] = floats.view(np.int32)
-    records[:, 10:12] = seeds.view(np.int32).reshape(-1, 2)
-    return records, np.array(stops, dtype=np.int32)

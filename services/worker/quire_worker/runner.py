@@ -18,7 +18,7 @@ from quire_worker.pending_result import DrawOutcome, HostCandidates, HostLogprob
 from quire_worker.prompt_logprobs import HostPromptLogprobs, tokens_before
 from quire_worker.slot_grammar import GrammarRow, SlotGrammars
 from quire_worker.slot_table import SlotTable, StepColumns
-from quire_worker.step_graph import StepGraphs
+from quire_worker.step_graph import ANY_CHANGES, StepGraphs
 from quire_worker.step_shape import ShapeTable, StepShape
 
 
@@ -69,8 +69,8 @@ class Runner:
         bound_rows = self._grammars.enter(changes, columns)
         shape = self._shape_of(columns)
         batch = self._step.batch
-        batch.enter(changes, self._step.kv_cache)
-        batch.load(columns, shape)
+        batch.load(changes, columns, shape)
+        batch.enter(changes, self._step.kv_cache, self._replay_changes)
         prompt_logprobs = self._forward(columns, shape)
         needs = self._needs(bound_rows)
         draw = partial(self._draw, columns, shape, bound_rows)
@@ -98,6 +98,9 @@ class Runner:
         if self._graphs is None or not self._graphs.forwards.replay(shape):
             self._step.forward(shape)
         return None
+
+    def _replay_changes(self) -> bool:
+        return self._graphs is not None and self._graphs.changes.replay(ANY_CHANGES)
 
     def _needs(self, bound_rows: list[GrammarRow]) -> list[PendingResult]:
         """The steps whose tokens the grammars of the rows must follow first."""

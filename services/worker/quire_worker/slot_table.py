@@ -6,8 +6,8 @@ the device knows, and it drops what an ended slot would still do. Knows no model
 plan that cannot be right raises `PlanError` before anything runs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,6 @@ from quire.sampling_rules import MAX_BAD_WORD_TOKENS
 from quire.wire.plan import NO_LOGPROBS, SlotAdmission, StepPlan
 
 Ints = NDArray[np.int64]
-
-_NO_GRANTS: Ints = np.empty((0, 3), dtype=np.int64)
 
 
 class PlanError(Exception):
@@ -32,11 +30,30 @@ class SlotChanges:
     admissions: list[SlotAdmission]
     choices: list[tuple[int, int, int]]
     """(parent slot, slot, token): the slot becomes as its parent was, and the token its last."""
-    grants: Ints  # [G, 3]: (slot, index in its table, block), no place twice
+    grants: "Grants"
     copies: list[tuple[int, int]]
     """(source block, destination block) to copy."""
     forks: list[tuple[int, int, int]]
     """(parent slot, child slot, sequence index of the child)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """Places of block tables and what they hold from now on, no place twice; columns side by side."""
+
+    slots: list[int]
+    indexes: list[int]
+    """Places in the slots' tables."""
+    blocks: list[int]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def then(self, copied: list[tuple[int, int, int]]) -> "Grants":
+        """These, and (slot, index, block) that come after them: of several for one place the last one counts."""
+        block_at = dict(zip(zip(self.slots, self.indexes, strict=True), self.blocks, strict=True))
+        block_at |= {(slot, index): block for slot, index, block in copied}
+        return Grants([slot for slot, _ in block_at], [index for _, index in block_at], [*block_at.values()])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +118,7 @@ class SlotTable:
         self._block_size = block_size
         self._max_model_len = max_model_len
         self._max_table_blocks = -(-max_model_len // block_size)
-        self._tables = np.zeros((max_num_seqs, self._max_table_blocks), dtype=np.int64)
+        self._tables: list[list[int]] = [[] for _ in range(max_num_seqs)]
         self._given_tokens: list[Ints] = [np.empty(0, np.int64)] * max_num_seqs
         """Per slot the tokens it was admitted with; later ones stay on the device."""
         self._num_given = np.zeros(max_num_seqs, dtype=np.int64)
@@ -131,14 +148,14 @@ class SlotTable:
             self._admit(admission)
         choices = list(zip(*[iter(plan.choices)] * 3, strict=True))
         self._choose(choices)
-        grants = self._grant(plan.grants) if plan.grants else _NO_GRANTS
+        grants = self._grant(plan.grants)
         copies: list[tuple[int, int]] = []
         copied: list[tuple[int, int, int]] = []
         for slot, kv_group, index, source, destination in zip(*[iter(plan.copies)] * 5, strict=True):
             copied.append(self._copy_block(slot, kv_group, index, source, destination))
             copies.append((source, destination))
         if copied:
-            grants = _last_of_each_place(np.concatenate((grants, np.array(copied))))
+            grants = grants.then(copied)
         forks = [self._fork(*triple) for triple in zip(*[iter(plan.forks)] * 3, strict=True)]
         return SlotChanges(
             releases=plan.releases,
@@ -255,6 +272,7 @@ class SlotTable:
         self._check_biases(admission)
         self._is_used[slot] = True
         self._given_tokens[slot] = token_ids
+        self._tables[slot] = []
         self._num_given[slot] = self._num_known[slot] = num_tokens
         self._num_computed[slot] = admission.num_computed_tokens
         self._num_table_blocks[slot] = 0
@@ -294,35 +312,35 @@ class SlotTable:
         if max(map(len, admission.bad_words), default=1) > MAX_BAD_WORD_TOKENS:
             raise PlanError(f"admission with a bad word of more than {MAX_BAD_WORD_TOKENS} tokens")
 
-    def _grant(self, grants: Sequence[int]) -> Ints:
-        """Appends blocks to tables, all at once: a cached prompt is granted hundreds in one plan."""
-        triples = np.array(grants, dtype=np.int64).reshape(-1, 3)
-        triples = triples[np.argsort(triples[:, 0], kind="stable")]
-        slots, kv_groups, blocks = triples.T
-        for slot in set(slots.tolist()):
-            self._used(slot)
-        for kv_group in set(kv_groups.tolist()):
+    def _grant(self, grants: list[int]) -> Grants:
+        """Appends blocks to tables; those for one slot come together, hundreds of them for a cached prompt."""
+        slots, kv_groups, blocks = grants[0::3], grants[1::3], grants[2::3]
+        for kv_group in set(kv_groups):
             self._check_kv_group(kv_group)
-        for block in (blocks.min(), blocks.max()):
-            self._checked_block(int(block))
-        num_before = np.arange(len(slots)) - np.searchsorted(slots, slots)  # of the same slot
-        indexes = self._num_table_blocks[slots] + num_before
-        if indexes.max() >= self._max_table_blocks:
-            at = indexes.argmax()
-            raise PlanError(
-                f"grant of block {blocks[at]} to slot {slots[at]}: its table of {self._max_table_blocks} blocks is full"
-            )
-        self._tables[slots, indexes] = blocks
-        self._num_table_blocks[slots] = indexes + 1  # of several for one slot the last one stays
-        triples[:, 1] = indexes
-        return triples
+        if blocks:
+            self._checked_block(min(blocks))
+            self._checked_block(max(blocks))
+        indexes: list[int] = []
+        for slot, run in groupby(slots):
+            table = self._tables[self._used(slot)]
+            start = len(table)
+            stop = start + len(list(run))
+            if stop > self._max_table_blocks:
+                raise PlanError(
+                    f"grant of block {blocks[len(indexes) + self._max_table_blocks - start]} to slot {slot}: its table of "
+                    f"{self._max_table_blocks} blocks is full"
+                )
+            table += blocks[len(indexes) : len(indexes) + stop - start]
+            indexes += range(start, stop)
+            self._num_table_blocks[slot] = stop
+        return Grants(slots, indexes, blocks)
 
     def _copy_block(
         self, slot: int, kv_group: int, index: int, source: int, destination: int
     ) -> tuple[int, int, int]:
         self._check_kv_group(kv_group)
         table = self._tables[self._used(slot)]
-        if not 0 <= index < self._num_table_blocks[slot] or table[index] != source:
+        if not 0 <= index < len(table) or table[index] != source:
             raise PlanError(f"copy: slot {slot} does not hold block {source} at {index}")
         table[index] = self._checked_block(destination)
         return slot, index, destination
@@ -336,10 +354,11 @@ class SlotTable:
     def _copy_slot(self, parent: int, child: int) -> None:
         for column in (
             self._num_given, self._num_known, self._num_computed, self._num_table_blocks, self._num_logprobs,
-            self._num_candidates, self._num_prompt_logprobs, self._prompt_lens, self._is_used, self._tables,
+            self._num_candidates, self._num_prompt_logprobs, self._prompt_lens, self._is_used,
         ):  # fmt: skip
             column[child] = column[parent]
         self._given_tokens[child] = self._given_tokens[parent]
+        self._tables[child] = list(self._tables[parent])
 
     def _check_schedule(self, slots: Ints, query_lens: Ints) -> None:
         if len(slots) == 0:
@@ -371,9 +390,3 @@ class SlotTable:
         if not 1 <= block <= self._num_blocks:
             raise PlanError(f"block {block}: this worker has 1 to {self._num_blocks}")
         return block
-
-
-def _last_of_each_place(grants: Ints) -> Ints:
-    """Of several grants for one place of a table the last one."""
-    last = {(slot, index): row for row, (slot, index, _block) in enumerate(grants.tolist())}
-    return grants[list(last.values())]

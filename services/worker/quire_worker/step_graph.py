@@ -50,14 +50,19 @@ class GraphSet(Generic[Size]):
         return True
 
 
-class StepGraphs:
-    """The two halves of a step: forward passes by shape, draws by number of rows.
+ANY_CHANGES = 0
+"""The one size of what enters the changes before a step: it looks up how many there are."""
 
-    They are graphs of their own because the host may have something to say between them, and because draws depend on so
+
+class StepGraphs:
+    """What enters the changes before a step, and the step's two halves: forward passes by shape, draws by number of rows.
+
+    The halves are graphs of their own because the host may have something to say between them, and because draws depend on so
     little that a few graphs serve every shape.
     """
 
     def __init__(self) -> None:
         pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        self.changes = GraphSet[int](pool, stream)
         self.forwards = GraphSet[StepShape](pool, stream)
         self.draws = GraphSet[int](pool, stream)
