@@ -8,12 +8,16 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
 from quire_kernels.sampling.bias import BiasTable, TokenBias
 from quire_kernels.sampling.gumbel import sample_gumbel
 from quire_kernels.sampling.occurrence import OccurrenceTable, count_tokens
 from quire_kernels.sampling.occurrence_rows import copy_rows, reset_rows
 from quire_kernels.sampling.params import NO_TOKEN_LEFT, Penalties, SamplingTensors
+from quire_kernels.sampling.philox import gumbel_from_bits
 from quire_kernels.sampling.reference import penalise, sample
+from quire_kernels.sampling.search import NOISE_GAP, noise_bound_of_bits, noise_of_bits
 
 from tests.kernels.case import DEVICE, DTYPES, ON_GPU, random
 
@@ -40,6 +44,42 @@ def sampling_tensors(num_rows: int) -> SamplingTensors:
 def test_sampler_chooses_what_the_reference_chooses(vocab_size: int, dtype: torch.dtype) -> None:
     num_rows = 14 if not ON_GPU else 70
     logits, params = 3 * random(num_rows, vocab_size, dtype=dtype), sampling_tensors(num_rows)
+    assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
+
+
+@triton.jit
+def _noise_kernel(bits, noise, bound, N: tl.constexpr):
+    place = tl.arange(0, N)
+    words = tl.load(bits + place).to(tl.uint32)
+    tl.store(noise + place, noise_of_bits(words))
+    tl.store(bound + place, noise_bound_of_bits(words))
+
+
+def test_bound_of_the_noise_is_never_below_it_nor_further_above_than_its_gap() -> None:
+    powers = [2**power + step for power in range(33) for step in (-2, -1, 0, 1)]
+    words = sorted({word for power in powers for word in (power, 2**32 - power) if 0 <= word < 2**32})
+    num_words = 4096
+    bits = torch.randint(2**32, (num_words,), device=DEVICE)
+    bits[: len(words)] = torch.tensor(words, device=DEVICE)
+    noise, bound = torch.empty(2, num_words, device=DEVICE)
+    _noise_kernel[(1,)](bits, noise, bound, N=num_words)
+    torch.testing.assert_close(noise, gumbel_from_bits(bits))
+    above, rounding = bound - noise, 1e-4
+    assert above.min() > -rounding
+    assert above.max() < NOISE_GAP.value - rounding
+
+
+@pytest.mark.parametrize("peak", [0.0, 9.0, 14.0])
+def test_draws_without_masks_equal_the_reference_whatever_the_noise_of_the_likeliest(peak: float) -> None:
+    num_rows, vocab_size = (2000, 32_000) if ON_GPU else (28, 4500)
+    logits = random(num_rows, vocab_size)
+    logits[torch.arange(num_rows), torch.randint(vocab_size, (num_rows,))] += peak
+    params = replace(
+        sampling_tensors(num_rows),
+        top_k=torch.zeros(num_rows, dtype=torch.int32, device=DEVICE),
+        top_p=torch.ones(num_rows, device=DEVICE),
+        min_p=torch.zeros(num_rows, device=DEVICE),
+    )
     assert torch.equal(sample_gumbel(logits, params), sample(logits, params))
 
 

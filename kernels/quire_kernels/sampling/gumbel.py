@@ -14,7 +14,7 @@ from quire_kernels.sampling.tile import sample_tiles_kernel
 _TILE = 4096  # tokens per program of `tiles`
 _CHUNK = 128  # tokens that share a maximum
 _GATHERED = 16  # chunks read again at a time
-_MAX_CHUNKS = 512  # read again per row
+_MAX_CHUNKS = 512  # read again per row under masks
 _MAX_CANDIDATES = 2048
 _SEARCH_TILE = 2048  # tokens per step of a search over a whole row
 # Bits of a float32 that can differ between values of a narrower type: the search looks at no others.
@@ -46,8 +46,7 @@ def sample_gumbel(
     def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty((num_rows, *shape), dtype=dtype, device=device)
 
-    best_scores, best_tokens = scratch(num_tiles), scratch(num_tiles, dtype=torch.int32)
-    chunk_maxima = scratch(num_tiles, chunks)
+    masses, chunk_maxima = scratch(num_tiles), scratch(num_tiles, chunks)
     columns = (
         logits,
         tokens if draws is None else draws,
@@ -59,8 +58,7 @@ def sample_gumbel(
         params.sequence_index,
         params.position,
         *_penalty_columns(penalties, tokens),
-        best_scores,
-        best_tokens,
+        masses,
         chunk_maxima,
     )
     flags = {"HAS_DRAWS": draws is not None, "PENALISED": penalties is not None}
@@ -69,7 +67,7 @@ def sample_gumbel(
     )
     sample_rows_kernel[(num_rows,)](
         *columns,
-        scratch(_MAX_CHUNKS, dtype=torch.int32),
+        scratch(num_tiles, chunks, dtype=torch.int32),
         scratch(_MAX_CANDIDATES),
         scratch(_MAX_CANDIDATES, dtype=torch.int32),
         tokens,
@@ -85,6 +83,7 @@ def sample_gumbel(
         BITS=_SIGNIFICANT_BITS[logits.dtype],
         SEARCH_TILE=min(_SEARCH_TILE, triton.next_power_of_2(vocab_size)) if vocab_size > 4 else 8,
         num_warps=8,
+        enable_fp_fusion=False,  # sums are rounded as the reference rounds them
         **flags,
     )
     return tokens

@@ -1,9 +1,11 @@
-"""The second launch of the sampler: one program per row takes the best of its tiles, or draws under the row's masks.
+"""The second launch of the sampler: one program per row draws from the few of its chunks that can win.
 
-The k-th largest chunk maximum is at most the k-th largest logit, and a mass reached by chunk maxima alone is reached by
-all logits: so the chunk maxima bound the threshold from below, and only chunks that reach the bound are read again.
-What reaches it there is a short list of candidates, on which the threshold is exact. Where the list would be long (a
-nucleus of thousands of tokens) the program searches the whole row instead: right, but some hundred microseconds slower.
+Without masks these are the chunks whose maximum comes as near to the highest as the noise can be below its bound, of
+which `tile.py` made the maxima. Under masks it finds a threshold. The k-th largest chunk maximum is at most the k-th
+largest logit, and a mass reached by chunk maxima alone is reached by all logits: so the chunk maxima bound the threshold
+from below, and only chunks that reach the bound are read again. What reaches it there is a short list of candidates, on
+which the threshold is exact. Where the list would be long (a nucleus of thousands of tokens) the program searches the
+whole row instead: right, but some hundred microseconds slower.
 """
 
 import triton
@@ -13,6 +15,7 @@ from quire_kernels.sampling.bias_rows import note_drawn
 from quire_kernels.sampling.params import NO_TOKEN_LEFT
 from quire_kernels.sampling.search import (
     LOG2_E,
+    NOISE_GAP,
     count_occurrence,
     gumbel_noise,
     gumbel_noise_of_groups,
@@ -26,14 +29,43 @@ _NO_TOKEN_LEFT = tl.constexpr(NO_TOKEN_LEFT)
 
 
 @triton.jit
-def _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES: tl.constexpr):
-    tile = tl.arange(0, TILES)
-    offset = index.to(tl.int64) * num_tiles + tile
-    scores = tl.load(best_scores + offset, mask=tile < num_tiles, other=-float("inf"))
-    candidates = tl.load(best_tokens + offset, mask=tile < num_tiles, other=2147483647)
-    highest = tl.max(scores, axis=0)
-    best = tl.min(tl.where(scores == highest, candidates, 2147483647), axis=0)
-    return tl.where(highest == -float("inf"), _NO_TOKEN_LEFT, best)
+def _best_of_chunks(
+    row,
+    chosen,  # addresses of their numbers, lowest first
+    num_chosen,
+    vocab_size,
+    heat,
+    row_seed,
+    row_position,
+    row_sequence,
+    bias,
+    occurrences,
+    repetition,
+    frequency,
+    presence,
+    CHUNK: tl.constexpr,
+    GATHERED: tl.constexpr,
+    PENALISED: tl.constexpr,
+):
+    GROUPS: tl.constexpr = CHUNK // 4
+    best = tl.full([], -float("inf"), tl.float32)
+    winner = tl.full([], 2147483647, tl.int32)
+    for start in range(0, num_chosen, GATHERED):
+        at = tl.minimum(start + tl.arange(0, GATHERED), num_chosen - 1)
+        groups = tl.load(chosen + at)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
+        group = tl.reshape(groups, [GATHERED * GROUPS])
+        token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+        scores = load_logits(
+            row, token, vocab_size, bias, occurrences, repetition, frequency, presence, PENALISED
+        )
+        if heat != 0.0:
+            scores *= tl.div_rn(1.0, heat)
+            scores += gumbel_noise_of_groups(group, row_seed, row_position, row_sequence)
+        highest = tl.max(tl.max(scores, axis=1), axis=0)
+        first = tl.min(tl.min(tl.where(scores == highest, token, 2147483647), axis=1), axis=0)
+        winner = tl.where(highest > best, first, winner)
+        best = tl.maximum(best, highest)
+    return winner
 
 
 @triton.jit
@@ -142,10 +174,9 @@ def sample_rows_kernel(
     addresses,
     biases,
     words,
-    best_scores,
-    best_tokens,
+    masses,
     chunk_maxima,
-    chunk_lists,  # [R, MAX_CHUNKS] int32
+    chunk_lists,  # [R, num_tiles * CHUNKS] int32
     candidate_values,  # [R, MAX_CANDIDATES] float32
     candidate_tokens,  # [R, MAX_CANDIDATES] int32
     tokens,
@@ -178,40 +209,50 @@ def sample_rows_kernel(
     bias, address, repeated, frequent, present = penalties_of_row(
         index, slots, repetition, frequency, presence, addresses, biases, PENALISED
     )
-    token = tl.full([], -1, tl.int32)
-    if (heat == 0.0) | (limited == 0):
-        token = _best_of_tiles(best_scores, best_tokens, index, num_tiles, TILES)
+    free = (heat == 0.0) | (limited == 0)
+    row = logits + index.to(tl.int64) * row_stride
+    row_seed = tl.load(seed + index)
+    row_position = tl.load(position + index)
+    row_sequence = tl.load(sequence_index + index)
+    tile = tl.arange(0, TILES)
+    chunk = tile[:, None] * CHUNKS + tl.arange(0, CHUNKS)[None, :]
+    is_chunk = chunk * CHUNK < vocab_size
+    offset = index.to(tl.int64) * num_tiles
+    maxima = tl.load(chunk_maxima + offset * CHUNKS + chunk, mask=is_chunk, other=-float("inf"))
+    highest = tl.max(tl.max(maxima, axis=1), axis=0)
+    has_none_left = highest == -float("inf")
+    highest = tl.where(has_none_left, 0.0, highest)
+    floor = tl.full([], -float("inf"), tl.float32)
+    mass = tl.full([], 0.0, tl.float32)
+    if free:
+        # Sums were rounded by another program than the scores will be.
+        gap = NOISE_GAP + tl.minimum(tl.abs(highest) * 1e-6, 1e30)
+        bound = highest - tl.where(heat == 0.0, 0.0, gap)
     else:
-        row = logits + index.to(tl.int64) * row_stride
-        inverse = tl.div_rn(1.0, heat)
-        row_seed = tl.load(seed + index)
-        row_position = tl.load(position + index)
-        row_sequence = tl.load(sequence_index + index)
-        tile = tl.arange(0, TILES)
-        chunk = tile[:, None] * CHUNKS + tl.arange(0, CHUNKS)[None, :]
-        is_chunk = chunk * CHUNK < vocab_size
-        offset = index.to(tl.int64) * num_tiles
-        maxima = tl.load(chunk_maxima + offset * CHUNKS + chunk, mask=is_chunk, other=-float("inf"))
-        highest = tl.max(tl.max(maxima, axis=1), axis=0)
-        has_none_left = highest == -float("inf")
-        highest = tl.where(has_none_left, 0.0, highest)
-        floor = highest * 0.0 - float("inf")
         if share > 0.0:
             floor = highest + tl.log(share)
         peaks = tl.max(maxima, axis=1)
         # A tile of which nothing can be drawn has left no mass.
         has_mass = (tile < num_tiles) & (peaks > -float("inf"))
-        masses = tl.load(best_scores + offset + tile, mask=has_mass, other=0.0)
-        mass = tl.sum(masses * tl.exp2((peaks - highest) * LOG2_E))
+        of_tile = tl.load(masses + offset + tile, mask=has_mass, other=0.0)
+        mass = tl.sum(of_tile * tl.exp2((peaks - highest) * LOG2_E))
         bound = _bound_of_chunks(maxima, is_chunk, mass, k, p, floor, highest, vocab_size)
-        selected = is_chunk & (maxima >= bound) & (maxima > -float("inf"))
-        num_selected = tl.sum(selected.to(tl.int32))
+    selected = is_chunk & (maxima >= bound) & (maxima > -float("inf"))
+    num_selected = tl.sum(selected.to(tl.int32))
+    flags = tl.reshape(selected.to(tl.int32), [TILES * CHUNKS])
+    chosen = chunk_lists + offset * CHUNKS
+    place = tl.reshape(tl.cumsum(flags, axis=0) - flags, [TILES, CHUNKS])
+    tl.store(chosen + place, chunk, mask=selected)
+    tl.debug_barrier()
+    token = tl.full([], -1, tl.int32)
+    if free:
+        token = _best_of_chunks(
+            row, chosen, num_selected, vocab_size, heat, row_seed, row_position, row_sequence,
+            bias, address, repeated, frequent, present, CHUNK, GATHERED, PENALISED,
+        )  # fmt: skip
+    else:
+        inverse = tl.div_rn(1.0, heat)
         if num_selected <= MAX_CHUNKS:
-            flags = tl.reshape(selected.to(tl.int32), [TILES * CHUNKS])
-            chosen = chunk_lists + index.to(tl.int64) * MAX_CHUNKS
-            place = tl.reshape(tl.cumsum(flags, axis=0) - flags, [TILES, CHUNKS])
-            tl.store(chosen + place, chunk, mask=selected)
-            tl.debug_barrier()
             listed = index.to(tl.int64) * MAX_CANDIDATES
             count = tl.full([], 0, tl.int32)
             for start in range(0, num_selected, GATHERED):
@@ -261,7 +302,7 @@ def sample_rows_kernel(
                 row, vocab_size, threshold, inverse, row_seed, row_position, row_sequence,
                 bias, address, repeated, frequent, present, SEARCH_TILE // 4, PENALISED,
             )  # fmt: skip
-        token = tl.where(has_none_left, _NO_TOKEN_LEFT, token)
+    token = tl.where(has_none_left, _NO_TOKEN_LEFT, token)
     token = tl.minimum(token, vocab_size - 1)
     tl.store(tokens + index, token.to(tl.int64))
     if PENALISED:

@@ -8,7 +8,14 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+NOISE_GAP = tl.constexpr(3.196)
+"""The logarithm of 23, what an interpolated logarithm is low by, and what it is rounded by."""
 _SERIES_LIMIT = tl.constexpr(2.0**-8)
+_MULTIPLIER_0 = tl.constexpr(0xD2511F53)
+_MULTIPLIER_1 = tl.constexpr(0xCD9E8D57)
+_KEY_STEP_0 = tl.constexpr(0x9E3779B9)
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+_KEY_STEP_1 = tl.constexpr(0xBB67AE85)
 
 
 @triton.jit
@@ -78,37 +85,80 @@ def count_occurrence(occurrences, token):
 @triton.jit
 def gumbel_noise(token, seed, position, sequence_index):
     """Return the noise of each token, drawn one by one; see `philox.py`."""
-    zero = token * 0
-    r0, r1, r2, r3 = tl.philox(
-        seed,
-        (token // 4).to(tl.uint32, bitcast=True),
-        (zero + position).to(tl.uint32, bitcast=True),
-        (zero + sequence_index).to(tl.uint32, bitcast=True),
-        zero.to(tl.uint32, bitcast=True),
-    )
-    lane = token % 4
-    bits = tl.where(lane < 2, tl.where(lane == 0, r0, r1), tl.where(lane == 2, r2, r3))
-    return -tl.log(_exponential_from_bits(bits))
+    r0, r1, r2, r3 = _random_words(token // 4, seed, position, sequence_index)
+    return noise_of_bits(_word_of_lane(token % 4, r0, r1, r2, r3))
 
 
 @triton.jit
 def gumbel_noise_of_groups(group, seed, position, sequence_index):
     """Return the noise ``[GROUPS, 4]`` of groups of four tokens, which share a block of the generator."""
-    lane = tl.arange(0, 4)[None, :]
-    zero = group * 0
-    r0, r1, r2, r3 = tl.philox(
-        seed,
-        group.to(tl.uint32, bitcast=True),
-        (zero + position).to(tl.uint32, bitcast=True),
-        (zero + sequence_index).to(tl.uint32, bitcast=True),
-        zero.to(tl.uint32, bitcast=True),
-    )
-    bits = tl.where(
-        lane < 2,
-        tl.where(lane == 0, r0[:, None], r1[:, None]),
-        tl.where(lane == 2, r2[:, None], r3[:, None]),
-    )
+    return noise_of_bits(_bits_of_groups(group, seed, position, sequence_index))
+
+
+@triton.jit
+def gumbel_bound_of_groups(group, seed, position, sequence_index):
+    """Return what the noise ``[GROUPS, 4]`` is not above, and at most `NOISE_GAP` below."""
+    return noise_bound_of_bits(_bits_of_groups(group, seed, position, sequence_index))
+
+
+@triton.jit
+def noise_of_bits(bits):
+    """The draw of `philox.gumbel_from_bits`, from uint32."""
     return -tl.log(_exponential_from_bits(bits))
+
+
+@triton.jit
+def noise_bound_of_bits(bits):
+    """Return what `noise_of_bits` is not above, and at most `NOISE_GAP` below, for a tenth of its cost.
+
+    The noise is ``-log(-log(1 - v))``, and ``-log(1 - v)`` is at least ``v`` and less than 23. The bits of a float, taken
+    for an integer, are its binary logarithm interpolated between powers of two, which is low by at most 0.0861.
+    """
+    v = (bits ^ 0xFFFFFFFF).to(tl.float32) + 0.5  # times 2 ** 32
+    return v.to(tl.int32, bitcast=True).to(tl.float32) * -8.262958294867817e-08 + 110.21040170903068
+
+
+@triton.jit
+def _bits_of_groups(group, seed, position, sequence_index):
+    r0, r1, r2, r3 = _random_words(group, seed, position, sequence_index)
+    return _word_of_lane(tl.arange(0, 4)[None, :], r0[:, None], r1[:, None], r2[:, None], r3[:, None])
+
+
+@triton.jit
+def _word_of_lane(lane, r0, r1, r2, r3):
+    return tl.where(lane < 2, tl.where(lane == 0, r0, r1), tl.where(lane == 2, r2, r3))
+
+
+@triton.jit
+def _random_words(group, seed, position, sequence_index):
+    """Return the block ``(group, position, sequence_index, 0)`` of the generator; see `philox.py`."""
+    zero = group * 0
+    c0 = group.to(tl.uint32, bitcast=True)
+    c1 = (zero + position).to(tl.uint32, bitcast=True)
+    c2 = (zero + sequence_index).to(tl.uint32, bitcast=True)
+    c3 = zero.to(tl.uint32, bitcast=True)
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        product0 = _wide_product(c0, _MULTIPLIER_0)
+        product1 = _wide_product(c2, _MULTIPLIER_1)
+        c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = product1.to(tl.uint32)
+        c2 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = product0.to(tl.uint32)
+        k0 = tl.add(k0, _KEY_STEP_0, sanitize_overflow=False)
+        k1 = tl.add(k1, _KEY_STEP_1, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _wide_product(word, FACTOR: tl.constexpr):
+    """All 64 bits of a product, in one instruction where the compiler would make one for each half."""
+    if _INTERPRETED:
+        return word.to(tl.uint64) * FACTOR
+    return tl.inline_asm_elementwise(
+        "mul.wide.u32 $0, $1, $2;", "=l,r,n", [word, FACTOR], dtype=tl.uint64, is_pure=True, pack=1
+    )
 
 
 @triton.jit

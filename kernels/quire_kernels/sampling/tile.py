@@ -1,13 +1,14 @@
 """The first launch of the sampler: every tile of every row is read once.
 
-Rows that are greedy or have no mask are decided here: each tile finds its best token, noise included. Of rows with masks
-it keeps the maximum of every chunk of tokens and, for top-p alone, the tile's mass.
+It keeps the maximum of every chunk of tokens, and of a row with top-p alone each tile's mass. Where noise joins before any
+mask, the maximum is of what the noise is not above: the noise itself costs seven times as much and is left to
+`masked_row.py`, for the few chunks that can win.
 """
 
 import triton
 import triton.language as tl
 
-from quire_kernels.sampling.search import LOG2_E, gumbel_noise_of_groups, load_logits, penalties_of_row
+from quire_kernels.sampling.search import LOG2_E, gumbel_bound_of_groups, load_logits, penalties_of_row
 
 
 @triton.jit
@@ -28,8 +29,7 @@ def sample_tiles_kernel(
     addresses,
     biases,
     words,
-    best_scores,  # [R, num_tiles] float32; of rows with masks the mass of the tile over its maximum
-    best_tokens,  # [R, num_tiles] int32
+    masses,  # [R, num_tiles] float32: of a tile over its maximum, for rows with top-p alone
     chunk_maxima,  # [R, num_tiles, CHUNKS] float32
     vocab_size,
     row_stride,
@@ -56,22 +56,19 @@ def sample_tiles_kernel(
     token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
     row = logits + index.to(tl.int64) * row_stride
     scores = load_logits(row, token, vocab_size, bias, address, repeated, frequent, present, PENALISED)
-    result = index.to(tl.int64) * tl.num_programs(1) + tile
     if heat != 0.0:
-        scores *= tl.div_rn(1.0, heat)
-    if (heat != 0.0) & limited:
-        maxima = tl.max(tl.reshape(tl.max(scores, axis=1), [CHUNKS, GROUPS // CHUNKS]), axis=1)
-        tl.store(chunk_maxima + result * CHUNKS + tl.arange(0, CHUNKS), maxima)
-        if (p < 1.0) & ((k == 0) | (k >= vocab_size)):
-            peak = tl.max(maxima, axis=0)
-            base = tl.where(peak == -float("inf"), 0.0, peak)
-            tl.store(best_scores + result, tl.sum(tl.exp2((scores - base) * LOG2_E)))
-    else:
-        if heat != 0.0:
-            scores += gumbel_noise_of_groups(
+        inverse = tl.div_rn(1.0, heat)
+        if limited:
+            scores *= inverse
+        else:
+            bounds = gumbel_bound_of_groups(
                 group, tl.load(seed + index), tl.load(position + index), tl.load(sequence_index + index)
             )
-        best = tl.max(tl.max(scores, axis=1), axis=0)
-        first = tl.min(tl.min(tl.where(scores == best, token, 2147483647), axis=1), axis=0)
-        tl.store(best_scores + result, best)
-        tl.store(best_tokens + result, tl.minimum(first, vocab_size - 1))
+            scores = scores * inverse + bounds
+    maxima = tl.max(tl.reshape(tl.max(scores, axis=1), [CHUNKS, GROUPS // CHUNKS]), axis=1)
+    result = index.to(tl.int64) * tl.num_programs(1) + tile
+    tl.store(chunk_maxima + result * CHUNKS + tl.arange(0, CHUNKS), maxima)
+    if (heat != 0.0) & (p < 1.0) & ((k == 0) | (k >= vocab_size)):
+        peak = tl.max(maxima, axis=0)
+        base = tl.where(peak == -float("inf"), 0.0, peak)
+        tl.store(masses + result, tl.sum(tl.exp2((scores - base) * LOG2_E)))
