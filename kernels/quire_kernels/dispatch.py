@@ -224,12 +224,12 @@ def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 
 def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Project to gate and up and join them; see `linear.reference.gated_linear`."""
-    if ours := _our_product(x, weight):
+    if ours := _our_product(x, weight, gated=True):
         return ours(x, weight, bias, gated=True)
     return silu_and_mul(linear(x, weight, bias))
 
 
-def _our_product(x: Tensor, weight: Tensor) -> Callable[..., Tensor] | None:
+def _our_product(x: Tensor, weight: Tensor, *, gated: bool = False) -> Callable[..., Tensor] | None:
     """The kernel for so few rows of 16-bit data; None where the library is as fast, and for few rows on older GPUs."""
     if x.element_size() != 2 or not _runs_triton(x):
         return None
@@ -237,7 +237,9 @@ def _our_product(x: Tensor, weight: Tensor) -> Callable[..., Tensor] | None:
         from quire_kernels.linear.gemv import linear_gemv
 
         return linear_gemv
-    if not suits_few_rows(x.shape[0], weight.numel()) or not _is_hopper_or_later(x.device):
+    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    few = suits_few_rows(x.shape[0], num_outputs, weight.shape[1], gated=gated)
+    if not few or not _is_hopper_or_later(x.device):
         return None
     from quire_kernels.linear.rows import linear_rows
 

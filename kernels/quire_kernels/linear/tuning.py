@@ -36,11 +36,13 @@ def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig
 
 _MAX_FEW_ROWS = 64
 _MAX_FEW_ROWS_WEIGHTS = 8 << 20
-"""Elements of a weight that a product of few rows takes: such products spend most of their time starting and ending, and
-steps of a 0.6B shape gained 13 to 20 % of their time. Products of a 7B shape lost up to 5 % and are the library's."""
+"""Elements of a weight up to which a product of few rows is ours: such products spend most of their time starting and
+ending, and steps of a 0.6B shape gained 13 to 20 % of their time."""
 
 _SHARED_BYTES = 200 << 10
-_MANY_INPUTS = 8192
+_WIDE = 12288
+"""Of larger weights only those into and out of a wide feed-forward block are ours: a 7B layer's products gain 2 to 5 % by
+them at 2, 16 and 64 rows, while those around attention are up to 6 % slower than the library's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +58,36 @@ class RowsConfig:
     """Inputs whose weights a program asks for before its input is there."""
 
 
-def suits_few_rows(num_rows: int, num_weights: int) -> bool:
-    """Whether a product of 2 rows or more is faster here than in the library."""
-    return num_rows <= _MAX_FEW_ROWS and num_weights <= _MAX_FEW_ROWS_WEIGHTS
+def suits_few_rows(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> bool:
+    """Whether a product of 2 rows or more is faster here than in the library; `gated` ones have twice the weights."""
+    if num_rows > _MAX_FEW_ROWS:
+        return False
+    if num_outputs * num_inputs * (2 if gated else 1) <= _MAX_FEW_ROWS_WEIGHTS:
+        return True
+    if 16 < num_rows <= 32:
+        return False  # settings for wide blocks were not yet checked on a GPU at these
+    return (num_outputs if gated else num_inputs) >= _WIDE
 
 
 def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> RowsConfig:
-    """Settings for a product of 2 to 64 rows: strips and splits enough for every multiprocessor, and the deepest
-    pipeline that fits into its memory.
+    """Settings for a product of 2 to 64 rows: strips and splits enough for every multiprocessor, and a pipeline as deep
+    as fits into its memory, or (7B shapes of few rows) so shallow that the next kernel's programs fit beside it.
     """
     many_rows = num_rows > 32
-    wide = num_inputs >= _MANY_INPUTS or (gated and 16 < num_rows <= 32 and num_outputs >= _MANY_INPUTS)
-    strip = 64 if wide else 32
+    if gated and num_outputs >= _WIDE:
+        if many_rows:
+            return RowsConfig(strip=64, span=64, splits=1, num_stages=6)
+        return RowsConfig(strip=32, span=256, splits=1, num_stages=3)
+    if num_inputs >= _WIDE and not gated:
+        if many_rows:
+            return RowsConfig(strip=64, span=128, splits=2)
+        return RowsConfig(strip=64, span=256, splits=4, num_stages=3)
     span = 128 if many_rows or (gated and num_rows > 16) else 256
-    wanted = 256 if num_inputs >= _MANY_INPUTS and not many_rows else 64 if gated else 128
+    wanted = 64 if gated else 128
     splits = 1
-    while splits < 4 and -(-num_outputs // strip) * splits < wanted and num_inputs >= 2 * splits * span:
+    while splits < 4 and -(-num_outputs // 32) * splits < wanted and num_inputs >= 2 * splits * span:
         splits *= 2
-    tile_bytes = 2 * span * (strip * (2 if gated else 1) + max(16, num_rows))
+    tile_bytes = 2 * span * (32 * (2 if gated else 1) + max(16, num_rows))
     return RowsConfig(
-        strip=strip, span=span, splits=splits, num_stages=5 if 5 * tile_bytes <= _SHARED_BYTES else 3
+        strip=32, span=span, splits=splits, num_stages=5 if 5 * tile_bytes <= _SHARED_BYTES else 3
     )
