@@ -8,14 +8,17 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from quire_kernels.attention import decode
+from quire_kernels.attention.decode import takes_pages
 from quire_kernels.attention.paged import paged_attention_mixed, schedule_prefill
 from quire_kernels.attention.reference import paged_attention
-from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig
+from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, decode_config
 
 from tests.kernels.case import BLOCK_SIZE, DEVICE, DTYPES, HAS_FP8, ON_GPU, assert_close, random
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
+HAS_PAGE_COPIES = ON_GPU and torch.cuda.get_device_capability()[0] == 9
 HEADS = [(4, 4), (8, 4), (6, 2), (14, 2), (8, 1), (32, 8)] if ON_GPU else [(2, 2), (6, 2), (8, 1)]
 
 
@@ -107,6 +110,70 @@ def test_decode_attention_equals_reference(
     )
     config = DecodeConfig(tile=16, num_splits=num_splits, min_split=16, num_warps=4, num_stages=2)
     check_attention(case, window, decode=config, padding=3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_PAGE_COPIES, reason="pages are copied on Hopper alone")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(8, 8), (16, 8), (32, 8), (14, 2), (8, 1)])
+@pytest.mark.parametrize("window", [None, 20, 100])
+@pytest.mark.parametrize(
+    ("tile", "num_stages", "num_splits"), [(16, 3, 1), (32, 2, 1), (32, 3, 2), (16, 4, 8), (32, 3, 64)]
+)
+def test_decode_attention_by_page_equals_reference(
+    num_heads: int,
+    num_kv_heads: int,
+    window: int | None,
+    tile: int,
+    num_stages: int,
+    num_splits: int,
+    dtype: torch.dtype,
+) -> None:
+    lengths = [*BOUNDARIES, (3, 40), (1, 1000), (1, 1025), (2, 17), (1, 9000)]
+    case = paged_case(lengths, num_heads, num_kv_heads, 128, dtype)
+    assert takes_pages(9, *case[:3])
+    config = DecodeConfig(
+        tile=tile, num_splits=num_splits, min_split=32, num_warps=1, num_stages=num_stages, by_page=True
+    )
+    check_attention(case, window, decode=config, padding=3)
+
+
+def test_only_usual_tensors_are_taken_by_page() -> None:
+    def takes(
+        dtype: torch.dtype = torch.bfloat16, width: int = 128, block_size: int = 16, major: int = 9
+    ) -> bool:
+        caches = torch.zeros(2, 3, block_size, 2, width, dtype=dtype)
+        return takes_pages(major, torch.zeros(1, 4, width, dtype=torch.bfloat16), *caches)
+
+    assert takes()
+    assert takes(block_size=32)
+    assert not takes(major=8)
+    assert not takes(major=10)
+    assert not takes(dtype=torch.float8_e4m3fn)
+    assert not takes(dtype=torch.float16)  # which is not that of the queries
+    assert not takes(width=64)
+    assert not takes(block_size=8)
+    heads_apart = torch.zeros(3, 2, 16, 128, dtype=torch.bfloat16).transpose(1, 2)
+    assert not takes_pages(9, torch.zeros(1, 4, 128, dtype=torch.bfloat16), heads_apart, heads_apart)
+    many_heads = torch.zeros(1, 34, 128, dtype=torch.bfloat16)
+    assert not takes_pages(9, many_heads, *torch.zeros(2, 3, 16, 2, 128, dtype=torch.bfloat16))
+
+
+def test_a_triton_without_the_language_of_the_page_kernel_takes_nothing_by_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decode, "decode_pages", None)
+    caches = torch.zeros(2, 3, 16, 2, 128, dtype=torch.bfloat16)
+    assert not takes_pages(9, torch.zeros(1, 4, 128, dtype=torch.bfloat16), *caches)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 16, 32, 64, 140, 256, 1000])
+def test_pages_are_split_into_no_more_parts_than_there_are_keys(num_rows: int) -> None:
+    config = decode_config(9, num_rows, 8, 1024, by_page=True)
+    assert config.by_page
+    assert config.tile in (16, 32)
+    assert config.min_split % config.tile == 0
+    assert (config.num_splits - 1) * config.min_split < 1024
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,7 +13,6 @@ import pytest
 pytest.importorskip("triton")
 
 KERNELS = {
-    "_paged_attention_decode_kernel",
     "_paged_attention_merge_kernel",
     "_paged_attention_prefill_kernel",
     "_schedule_prefill_rows_kernel",
@@ -38,9 +37,9 @@ KERNELS = {
 @pytest.mark.parametrize(
     ("capability", "cache_dtype", "more"),
     [
-        (90, "bfloat16", {"_linear_rows_kernel"}),
-        (90, "float8_e4m3fn", {"_linear_rows_kernel"}),
-        (80, "bfloat16", set[str]()),
+        (90, "bfloat16", {"_linear_rows_kernel", "_paged_attention_decode_pages_kernel"}),
+        (90, "float8_e4m3fn", {"_linear_rows_kernel", "_paged_attention_decode_kernel"}),
+        (80, "bfloat16", {"_paged_attention_decode_kernel"}),
     ],
 )
 def test_the_kernels_of_a_step_compile(

@@ -4,7 +4,7 @@
 Each program attends from the query heads that share one key head to one span of the keys (Flash-Decoding;
 Dao et al., 2023); spans are merged by their log-sum-exp. How a sequence is cut is decided on the device from
 its length, so one captured launch serves every length. Sequences with any other number of query tokens are
-left to `prefill.py`.
+left to `prefill.py`. On Hopper `decode_pages.py` has a faster kernel for the usual types and shapes; parts are merged here.
 """
 
 import torch
@@ -20,7 +20,15 @@ from quire_kernels.overlap import (
     wait_for_inputs,
 )
 
+try:
+    from quire_kernels.attention import decode_pages
+except ImportError:  # a Triton without the language it is written in, which is experimental
+    decode_pages = None
+
 _LOG2_E = 1.4426950408889634
+_MANY_SPLITS = (
+    64  # more than one warp merges without spilling registers: 40 us instead of 47 at 1 x 32,768 on an H200
+)
 
 
 @triton.jit
@@ -123,7 +131,7 @@ def _paged_attention_decode_kernel(
         maximum = new_maximum
 
     result = accumulated * (value_scale / tl.where(total == 0.0, 1.0, total))[:, None]
-    if NUM_SPLITS == 1:
+    if (NUM_SPLITS == 1) or (length >= seq_len - first_key):
         target = out + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=q_mask)
     else:
@@ -159,6 +167,8 @@ def _paged_attention_merge_kernel(
     if SLIDING_WINDOW > 0:
         num_keys = tl.minimum(num_keys, SLIDING_WINDOW)
     num_parts = tl.cdiv(num_keys, _split_length(num_keys, NUM_SPLITS, TILE, MIN_SPLIT))
+    if num_parts <= 1:  # a sequence of one part is in the output already
+        return
     split = tl.arange(0, NUM_SPLITS)
     dim = tl.arange(0, WIDTH)
     part = (sequence.to(tl.int64) * NUM_HEADS + head) * NUM_SPLITS + split
@@ -171,6 +181,11 @@ def _paged_attention_merge_kernel(
     merged = tl.sum(parts * weight[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
     target = out + (token * NUM_HEADS + head) * HEAD_DIM + dim
     tl.store(target, merged.to(out.dtype.element_ty), mask=dim < HEAD_DIM)
+
+
+def takes_pages(capability_major: int, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> bool:
+    """Whether a config may be ``by_page``: the GPU, the installed Triton and the tensors allow it."""
+    return decode_pages is not None and decode_pages.copies_pages(capability_major, q, k_cache, v_cache)
 
 
 def paged_attention_decode(
@@ -189,7 +204,8 @@ def paged_attention_decode(
 ) -> None:
     """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with exactly one query token.
 
-    Shapes are those of `reference.paged_attention` and are checked by the caller. No other row is written.
+    Shapes are those of `reference.paged_attention` and are checked by the caller, who has asked `takes_pages` before a
+    config is ``by_page``. No other row is written.
     """
     num_sequences, (_, num_heads, head_dim), num_kv_heads = seq_lens.shape[0], q.shape, k_cache.shape[2]
     group = num_heads // num_kv_heads
@@ -201,6 +217,7 @@ def paged_attention_decode(
         partial_out = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
         partial_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     overlap = overlaps_launches(q.device)
+    tensors = (out, partial_out, partial_lse, block_tables, query_start_loc, seq_lens)
     cut = {
         "SLIDING_WINDOW": sliding_window or 0,
         "NUM_HEADS": num_heads,
@@ -212,31 +229,46 @@ def paged_attention_decode(
         "OVERLAP": overlap,
         **launch_options(overlap),
     }
-    _paged_attention_decode_kernel[(num_sequences, num_kv_heads, num_splits)](
-        q,
-        k_cache,
-        v_cache,
-        out,
-        partial_out,
-        partial_lse,
-        block_tables,
-        query_start_loc,
-        seq_lens,
-        scale * _LOG2_E,
-        v_scale,
-        block_tables.stride(0),
-        *q.stride()[:2],
-        *k_cache.stride()[:3],
-        *v_cache.stride()[:3],
-        BLOCK_SIZE=k_cache.shape[1],
-        GROUP=group,
-        GROUP_ROWS=max(16, triton.next_power_of_2(group)),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        **cut,
-    )
+    if config.by_page:
+        assert decode_pages is not None
+        decode_pages.launch_decode_pages(
+            q,
+            k_cache,
+            v_cache,
+            *tensors,
+            score_scale=scale * _LOG2_E,
+            v_scale=v_scale,
+            sliding_window=sliding_window,
+            config=config,
+            overlap_launches=overlap,
+        )
+    else:
+        _paged_attention_decode_kernel[(num_sequences, num_kv_heads, num_splits)](
+            q,
+            k_cache,
+            v_cache,
+            *tensors,
+            scale * _LOG2_E,
+            v_scale,
+            block_tables.stride(0),
+            *q.stride()[:2],
+            *k_cache.stride()[:3],
+            *v_cache.stride()[:3],
+            BLOCK_SIZE=k_cache.shape[1],
+            GROUP=group,
+            GROUP_ROWS=max(16, triton.next_power_of_2(group)),
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            **cut,
+        )
     if num_splits > 1:
         _paged_attention_merge_kernel[(num_sequences, num_heads)](
-            partial_out, partial_lse, out, query_start_loc, seq_lens, num_warps=1, **cut
+            partial_out,
+            partial_lse,
+            out,
+            query_start_loc,
+            seq_lens,
+            num_warps=2 if num_splits >= _MANY_SPLITS else 1,
+            **cut,
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quire_kernels.attention.balance import schedule_prefill_rows
-from quire_kernels.attention.decode import paged_attention_decode
+from quire_kernels.attention.decode import paged_attention_decode, takes_pages
 from quire_kernels.attention.prefill import paged_attention_prefill
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, decode_config, prefill_config
@@ -74,11 +74,13 @@ def paged_attention_mixed(
     if schedule is not None and schedule.sliding_window != sliding_window:
         raise ValueError(f"schedule is for window {schedule.sliding_window}; this layer has {sliding_window}")
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, out)
+    major, _ = _device_facts(q.device)
+    by_page = takes_pages(major, q, k_cache, v_cache)
     paged_attention_decode(
         *tensors,
         scale=scale,
         sliding_window=sliding_window,
-        config=decode or decode_config(_device_facts(q.device)[0], num_rows, num_kv_heads, max_seq_len),
+        config=decode or decode_config(major, num_rows, num_kv_heads, max_seq_len, by_page=by_page),
         v_scale=v_scale,
     )
     if max_query_len > 1:

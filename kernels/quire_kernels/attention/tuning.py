@@ -7,13 +7,17 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
-    """How a decode launch is cut: keys per tile, splits of each sequence, fewest keys a split is worth."""
+    """How a decode launch is cut: keys per tile, splits of each sequence, fewest keys a split is worth.
+
+    With ``by_page`` it is the kernel that copies whole pages: one warp per program, tiles of 16 or 32 keys.
+    """
 
     tile: int
     num_splits: int
     min_split: int
     num_warps: int
     num_stages: int
+    by_page: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,16 @@ _DECODE_TILES = {
 }
 _DECODE_FALLBACK = ((64, 4, 2), (64, 4, 2))
 
+# Of the kernel that copies pages, measured on one H200: us a layer as one of a graph of 28, against those of the kernel
+# above, lengths uniform between 100 and 2048 and longest first; 16 query and 8 key heads of 128.
+#   1000 x 300: 286 (294)   256 x 617: 152 (163)   256 uneven: 266 (282)   140 uneven: 135 (153)   64 uneven: 71 (78)
+#   32 uneven: 34 (40)   16 x 1500: 29.5 (33)   8 x 1000: 12.2 (14)   1 x 1000: 6.6 (8.1)
+# With 32 query heads 256 x 400: 102 (112)   64 x 600: 45 (52)   16 x 8192: 130 (136)   1 x 32768: 38 (41).
+_PAGE_SPLITS_BY_PROGRAMS = ((16, 64), (32, 16), (128, 8), (256, 4), (767, 2))
+# From how many programs on: tile, stages. Six or eight programs to a multiprocessor are best where many follow one
+# another; with fewer of them a program must have more in flight, and a short queue of long ones evens the ends out.
+_PAGE_TILES = ((4096, 16, 3), (1536, 32, 2), (0, 32, 3))
+
 _PREFILL = {
     # (capability major, head_dim up to): config
     # Measured on one H200, 8 key heads of 128: 4 prompts of 2,048 in 413 us, 256 tokens on 3,840 cached in 52 us, 200
@@ -62,20 +76,37 @@ _PREFILL_WARPS = 8
 
 
 def decode_config(
-    capability_major: int, num_sequences: int, num_kv_heads: int, max_seq_len: int
+    capability_major: int, num_sequences: int, num_kv_heads: int, max_seq_len: int, *, by_page: bool = False
 ) -> DecodeConfig:
-    """Return the settings for a batch; a pure function of shapes, so every rank and every replay agrees."""
+    """Return the settings for a batch; a pure function of shapes, so every rank and every replay agrees.
+
+    ``by_page`` asks for those of the kernel that copies pages, which takes fewer kinds of tensors.
+    """
     programs = num_sequences * num_kv_heads
-    tiles = _DECODE_TILES.get(capability_major, _DECODE_FALLBACK)
-    tile, num_warps, num_stages = tiles[programs >= _MANY_PROGRAMS]
+    if by_page:
+        tile, num_stages = next((tile, stages) for least, tile, stages in _PAGE_TILES if programs >= least)
+        num_warps, splits_by_programs = 1, _PAGE_SPLITS_BY_PROGRAMS
+    else:
+        tiles = _DECODE_TILES.get(capability_major, _DECODE_FALLBACK)
+        tile, num_warps, num_stages = tiles[programs >= _MANY_PROGRAMS]
+        splits_by_programs = _SPLITS_BY_PROGRAMS
     min_split = max(_MIN_SPLIT, tile)
-    num_splits = next((splits for limit, splits in _SPLITS_BY_PROGRAMS if programs <= limit), 1)
-    useful = max(1, -(-max_seq_len // min_split))
+    return DecodeConfig(
+        tile=tile,
+        num_splits=_num_splits(splits_by_programs, programs, -(-max_seq_len // min_split)),
+        min_split=min_split,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        by_page=by_page,
+    )
+
+
+def _num_splits(splits_by_programs: tuple[tuple[int, int], ...], programs: int, useful: int) -> int:
+    """Splits of each sequence, a power of two: no more than the table says, and less than twice the useful ones."""
+    num_splits = next((splits for limit, splits in splits_by_programs if programs <= limit), 1)
     while num_splits > 1 and num_splits // 2 >= useful:
         num_splits //= 2
-    return DecodeConfig(
-        tile=tile, num_splits=num_splits, min_split=min_split, num_warps=num_warps, num_stages=num_stages
-    )
+    return num_splits
 
 
 def prefill_config(
