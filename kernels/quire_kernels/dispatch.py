@@ -124,14 +124,15 @@ def schedule_prefill(
     num_kv_heads: int,
     head_dim: int,
     sliding_window: int | None,
-    element_size: int = 2,
+    dtype: torch.dtype = torch.bfloat16,
+    k_cache: Tensor | None = None,
 ) -> PrefillSchedule | None:
     """Cut the prefill attention of a step into equal work, once for all layers that share ``sliding_window``.
 
     ``query_start_loc [R + 1]`` and ``seq_lens [R]`` are those of the step, which may end in rows of padding without a
-    query token; ``num_tokens`` is the padded number of query tokens, ``element_size`` that of q, in bytes. One launch
-    that depends on R and ``num_tokens`` alone and can be captured in a CUDA graph. Returns None where attention takes no
-    schedule.
+    query token; ``num_tokens`` is the padded number of query tokens, ``dtype`` the type of q, and ``k_cache``
+    the keys of one of these layers, whose shape and type help to choose the kernel. One launch that depends on R and
+    ``num_tokens`` alone and can be captured in a CUDA graph. Returns None where attention takes no schedule.
     """
     if not _runs_triton(seq_lens):
         return None
@@ -145,7 +146,8 @@ def schedule_prefill(
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         sliding_window=sliding_window,
-        element_size=element_size,
+        dtype=dtype,
+        k_cache=k_cache,
     )
 
 

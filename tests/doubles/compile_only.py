@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from quire_kernels import dispatch
 from quire_kernels.activation import silu_and_mul
-from quire_kernels.attention import decode, paged, prefill
+from quire_kernels.attention import decode, paged, prefill, prefill_hopper
 from quire_kernels.linear import gemv, rows
 from quire_kernels.norm import rows as norm_rows
 from quire_kernels.rotary import heads
@@ -82,7 +82,7 @@ def compile_step(capability: int, cache_dtype: torch.dtype) -> set[str]:
     major = capability // 10
     overlaps = [
         patch.object(module, "overlaps_launches", lambda device: major >= 9)
-        for module in (decode, prefill, gemv, rows, norm_rows, silu_and_mul, heads)
+        for module in (decode, prefill, prefill_hopper, gemv, rows, norm_rows, silu_and_mul, heads)
     ]
     with ExitStack() as patches:
         for each in (

@@ -1,5 +1,6 @@
 """Attention over pages: the Triton kernels against their torch reference."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,7 +13,7 @@ from quire_kernels.attention import decode
 from quire_kernels.attention.decode import takes_pages
 from quire_kernels.attention.paged import paged_attention_mixed, schedule_prefill
 from quire_kernels.attention.reference import paged_attention
-from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, decode_config
+from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, decode_config, prefill_hopper_config
 
 from tests.kernels.case import BLOCK_SIZE, DEVICE, DTYPES, HAS_FP8, ON_GPU, assert_close, random
 
@@ -53,9 +54,13 @@ def check_attention(
     *,
     decode: DecodeConfig | None = None,
     prefill: PrefillConfig | None = None,
+    tuned_for_cache: bool = False,
     padding: int = 0,
 ) -> None:
-    """Compare with the reference; with ``padding`` tables and q grow by so many poisoned rows, without query tokens."""
+    """Compare with the reference; with ``padding`` tables and q grow by so many poisoned rows, without query tokens.
+
+    Without ``prefill`` its settings are those for any cache, or those for this one, and may name another kernel.
+    """
     q, k_cache, v_cache, tables, starts, seq_lens = case
     options = {
         "scale": q.shape[2] ** -0.5,
@@ -79,7 +84,8 @@ def check_attention(
             num_kv_heads=k_cache.shape[2],
             head_dim=q.shape[2],
             sliding_window=window,
-            element_size=q.element_size(),
+            dtype=q.dtype,
+            k_cache=k_cache if tuned_for_cache else None,
             config=prefill,
         )
     for _ in range(2):  # a second layer finds the scratch memory as the first one left it
@@ -277,7 +283,41 @@ def test_attention_of_random_ragged_batches_equals_reference(seed: int) -> None:
 
 
 @pytest.mark.gpu
-def test_one_captured_graph_serves_every_mixed_batch_of_its_bucket() -> None:
+@pytest.mark.skipif(not HAS_PAGE_COPIES, reason="the kernel is for Hopper")
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim", "window", "dtype"), [
+    (32, 8, 128, None, torch.bfloat16), (32, 8, 128, 200, torch.float16), (6, 2, 128, 20, torch.bfloat16),
+    (8, 1, 128, None, torch.bfloat16), (14, 2, 64, None, torch.bfloat16), (4, 4, 64, 70, torch.bfloat16),
+])  # fmt: skip
+def test_hopper_prefill_equals_reference(
+    num_heads: int, num_kv_heads: int, head_dim: int, window: int | None, dtype: torch.dtype
+) -> None:
+    lengths = [*MIXED, *LONG, (700, 1500), (40, 4000), (300, 300), (127, 255)]
+    case = paged_case(lengths, num_heads, num_kv_heads, head_dim, dtype)
+    tuned = prefill_hopper_config(
+        torch.cuda.get_device_properties(DEVICE).multi_processor_count, num_kv_heads
+    )
+    for num_programs in (1, 100):
+        config = replace(tuned, num_programs=num_programs, min_split=128)
+        check_attention(case, window, prefill=config, padding=5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(12))
+def test_tuned_prefill_of_random_ragged_batches_equals_reference(seed: int) -> None:
+    pick = Random(seed)
+    lengths: list[tuple[int, int]] = []
+    for _ in range(pick.randint(1, 40)):
+        seq_len = pick.randint(1, 900)
+        lengths.append((pick.choice([0, 1, 1, pick.randint(1, seq_len)]), seq_len))
+    case = paged_case([*lengths, (2, 900)], 8, 2, 128, torch.bfloat16)
+    window = pick.choice([None, None, 150])
+    for tuned_for_cache in (True, False):
+        check_attention(case, window, tuned_for_cache=tuned_for_cache, padding=pick.randint(0, 50))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tuned_for_cache", [True, False])
+def test_one_captured_graph_serves_every_mixed_batch_of_its_bucket(tuned_for_cache: bool) -> None:
     num_rows, num_tokens, max_blocks = 64, 512, 40
     caches = random(2, 1 + num_rows * max_blocks, BLOCK_SIZE, 2, 64, dtype=torch.bfloat16)
     q = random(num_tokens, 8, 64, dtype=torch.bfloat16)
@@ -289,6 +329,7 @@ def test_one_captured_graph_serves_every_mixed_batch_of_its_bucket() -> None:
     def step() -> Tensor:
         schedule = schedule_prefill(
             starts, seq_lens, num_tokens=num_tokens, num_heads=8, num_kv_heads=2, head_dim=64, sliding_window=None,
+            k_cache=caches[0] if tuned_for_cache else None,
         )  # fmt: skip
         return paged_attention_mixed(q, *caches, tables, starts, seq_lens, **options, schedule=schedule)
 

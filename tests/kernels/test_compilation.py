@@ -14,7 +14,6 @@ pytest.importorskip("triton")
 
 KERNELS = {
     "_paged_attention_merge_kernel",
-    "_paged_attention_prefill_kernel",
     "_schedule_prefill_rows_kernel",
     "_rotary_embedding_cache_kernel",
     "_rms_norm_rows_kernel",
@@ -32,14 +31,16 @@ KERNELS = {
     "_copy_blocks_spans_kernel",
 }
 """What every generation runs."""
+BY_PAGES = {"_paged_attention_decode_pages_kernel", "_paged_attention_prefill_hopper_kernel"}
+BY_SLOTS = {"_paged_attention_decode_kernel", "_paged_attention_prefill_kernel"}
 
 
 @pytest.mark.parametrize(
     ("capability", "cache_dtype", "more"),
     [
-        (90, "bfloat16", {"_linear_rows_kernel", "_paged_attention_decode_pages_kernel"}),
-        (90, "float8_e4m3fn", {"_linear_rows_kernel", "_paged_attention_decode_kernel"}),
-        (80, "bfloat16", {"_paged_attention_decode_kernel"}),
+        (90, "bfloat16", {"_linear_rows_kernel", *BY_PAGES}),
+        (90, "float8_e4m3fn", {"_linear_rows_kernel", *BY_SLOTS}),
+        (80, "bfloat16", BY_SLOTS),
     ],
 )
 def test_the_kernels_of_a_step_compile(

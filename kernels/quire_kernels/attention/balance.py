@@ -14,6 +14,7 @@ from quire_kernels.attention.tuning import PrefillConfig
 
 _LOOKUPS = 32  # items whose row one program looks up
 _MAX_BLOCK_ROWS = 1024
+_MIN_WARPGROUP_ROWS = 64  # that merge their parts apart from the others of a tile
 
 
 @triton.jit
@@ -105,7 +106,7 @@ def schedule_prefill_rows(
     num_rows, device = seq_lens.shape[0], seq_lens.device
     group = num_heads // num_kv_heads
     rows_per_tile = max(config.rows, triton.next_power_of_2(group))
-    queries_per_tile = rows_per_tile // group
+    queries_per_tile = rows_per_tile // (triton.next_power_of_2(group) if config.hopper else group)
     # Rows of two or more tokens fill their tiles but for one each.
     max_tiles = max(1, num_tokens // queries_per_tile + min(num_rows, num_tokens // 2))
     # Splits are as long as a program's share of all key tiles or longer: they add at most one item per program, and
@@ -118,6 +119,8 @@ def schedule_prefill_rows(
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
+    counters_per_part = triton.cdiv(rows_per_tile, _MIN_WARPGROUP_ROWS)
+    counters = integers(max_parts * num_kv_heads * counters_per_part + 2).zero_()
     schedule = PrefillSchedule(
         sliding_window=sliding_window,
         config=config,
@@ -128,7 +131,8 @@ def schedule_prefill_rows(
         item_rows=integers(max_items),
         splits=integers(num_rows),
         part_starts=integers(num_rows),
-        arrivals=integers(max_parts, num_kv_heads).zero_(),
+        arrivals=counters[:-2].view(max_parts, num_kv_heads, counters_per_part),
+        taken=counters[-2:],
         part_out=floats(max_parts, num_kv_heads, rows_per_tile, head_dim),
         part_lse=floats(max_parts, num_kv_heads, rows_per_tile),
     )

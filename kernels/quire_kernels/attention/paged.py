@@ -6,6 +6,7 @@ and on `max_query_len`, never on values: any step can be captured in a CUDA grap
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,13 @@ from quire_kernels.attention.balance import schedule_prefill_rows
 from quire_kernels.attention.decode import paged_attention_decode, takes_pages
 from quire_kernels.attention.prefill import paged_attention_prefill
 from quire_kernels.attention.schedule import PrefillSchedule
-from quire_kernels.attention.tuning import DecodeConfig, PrefillConfig, decode_config, prefill_config
+from quire_kernels.attention.tuning import (
+    DecodeConfig,
+    PrefillConfig,
+    decode_config,
+    prefill_config,
+    prefill_hopper_config,
+)
 
 
 def schedule_prefill(
@@ -26,11 +33,15 @@ def schedule_prefill(
     num_kv_heads: int,
     head_dim: int,
     sliding_window: int | None,
-    element_size: int = 2,
+    dtype: torch.dtype = torch.bfloat16,
+    k_cache: Tensor | None = None,
     config: PrefillConfig | None = None,
 ) -> PrefillSchedule:
     """Return the schedule of one step, in device memory, with tuned settings; see `dispatch.schedule_prefill`."""
-    major, num_multiprocessors = _device_facts(seq_lens.device)
+    if config is None:
+        config = _choose_prefill(
+            seq_lens.device, num_heads, num_kv_heads, head_dim, dtype=dtype, k_cache=k_cache
+        )
     return schedule_prefill_rows(
         query_start_loc,
         seq_lens,
@@ -39,7 +50,7 @@ def schedule_prefill(
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         sliding_window=sliding_window,
-        config=config or prefill_config(major, num_multiprocessors, num_kv_heads, head_dim, element_size),
+        config=config,
     )
 
 
@@ -85,8 +96,39 @@ def paged_attention_mixed(
     )
     if max_query_len > 1:
         schedule = schedule or _schedule_for_one_layer(q, k_cache, query_start_loc, seq_lens, sliding_window)
-        paged_attention_prefill(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
+        attend = (
+            _hopper().paged_attention_prefill_hopper if schedule.config.hopper else paged_attention_prefill
+        )
+        attend(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
     return out
+
+
+def _choose_prefill(
+    device: torch.device,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    *,
+    dtype: torch.dtype,
+    k_cache: Tensor | None,
+) -> PrefillConfig:
+    """The one place where the prefill kernel of a step is chosen, with its settings."""
+    major, num_multiprocessors = _device_facts(device)
+    if major == 9 and k_cache is not None and k_cache.dtype == dtype and (hopper := _hopper()):
+        config = prefill_hopper_config(num_multiprocessors, num_kv_heads)
+        if hopper.can_attend(k_cache, num_heads, config):
+            return config
+    return prefill_config(major, num_multiprocessors, num_kv_heads, head_dim, dtype.itemsize)
+
+
+@cache
+def _hopper() -> Any:
+    """The module of the Hopper kernel; None where this Triton's Gluon, an experiment of its own, lacks what it needs."""
+    try:
+        from quire_kernels.attention import prefill_hopper
+    except (ImportError, AttributeError):
+        return None
+    return prefill_hopper
 
 
 def _schedule_for_one_layer(
@@ -100,7 +142,8 @@ def _schedule_for_one_layer(
         num_kv_heads=k_cache.shape[2],
         head_dim=q.shape[2],
         sliding_window=sliding_window,
-        element_size=q.element_size(),
+        dtype=q.dtype,
+        k_cache=k_cache,
     )
 
 

@@ -28,6 +28,7 @@ class PrefillSchedule:
     item_rows: Tensor  # [max_items] int32: the row of each item
     splits: Tensor  # [R] int32: splits of each tile of a row
     part_starts: Tensor  # [R] int32: items before each row that leave a part, being one of several splits
-    arrivals: Tensor  # [max_parts, num_kv_heads] int32: by the first part of a tile; zero between layers
+    arrivals: Tensor  # [max_parts, num_kv_heads, warpgroups] int32: by the first part of a tile; zero between layers
+    taken: Tensor  # [2] int32: items taken beyond the first of each program, programs that are done; zero between layers
     part_out: Tensor  # [max_parts, num_kv_heads, rows_per_tile, head_dim] float32
     part_lse: Tensor  # [max_parts, num_kv_heads, rows_per_tile] float32, base 2

@@ -25,7 +25,8 @@ class PrefillConfig:
     """How a prefill launch is cut: query rows (tokens times heads of a group) and keys per tile.
 
     Keys are split where a step has fewer tiles than ``num_programs`` (per key head, that run at once), into splits of
-    ``min_split`` keys or more.
+    ``min_split`` keys or more. ``hopper`` settings are those of `prefill_hopper`, which has two warpgroups and gives each
+    query token a power of two of rows; the others those of `prefill`.
     """
 
     rows: int
@@ -34,6 +35,8 @@ class PrefillConfig:
     num_stages: int
     num_programs: int = 1
     min_split: int = 512
+    hopper: bool = False
+    resident_programs: int = 0  # of `prefill_hopper`, over all key heads
 
 
 # Up to how many programs (sequence, key head) a launch splits sequences, and into how many parts. Measured
@@ -71,6 +74,7 @@ _PREFILL = {
     (9, 256): PrefillConfig(rows=64, tile=64, num_warps=8, num_stages=2),
 }
 _PREFILL_FALLBACK = PrefillConfig(rows=64, tile=32, num_warps=4, num_stages=2)
+_PREFILL_HOPPER = PrefillConfig(rows=128, tile=64, num_warps=4, num_stages=4, hopper=True)
 # Warps of prefill programs that a multiprocessor holds at once, as registers allow.
 _PREFILL_WARPS = 8
 
@@ -109,10 +113,19 @@ def _num_splits(splits_by_programs: tuple[tuple[int, int], ...], programs: int, 
     return num_splits
 
 
+def prefill_hopper_config(num_multiprocessors: int, num_kv_heads: int) -> PrefillConfig:
+    """Return the settings of `prefill_hopper`, which fills a multiprocessor with one program."""
+    return replace(
+        _PREFILL_HOPPER,
+        num_programs=max(1, num_multiprocessors // num_kv_heads),
+        resident_programs=num_multiprocessors,
+    )
+
+
 def prefill_config(
     capability_major: int, num_multiprocessors: int, num_kv_heads: int, head_dim: int, element_size: int
 ) -> PrefillConfig:
-    """Return the settings for head dimension and element size (bytes); wide elements take the small tiles."""
+    """Return the settings of `prefill` for head dimension and element size (bytes); wide elements take the small tiles."""
     config = _PREFILL_FALLBACK
     if element_size <= 2:
         config = next(

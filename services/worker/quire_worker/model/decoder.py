@@ -62,7 +62,7 @@ class Decoder:
         `kv_cache` is `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` and is written in place.
         """
         weights, eps = self._weights, self._config.rms_norm_eps
-        schedules = self._schedules(inputs)
+        schedules = self._schedules(inputs, kv_cache)
         residual = embedding(inputs.token_ids, weights.embedding)
         for index, layer in enumerate(weights.layers):
             window = self._config.sliding_windows[index]
@@ -77,7 +77,7 @@ class Decoder:
             residual = linear_add_(residual, gated, layer.down, layer.down_bias)
         linear(rms_norm(residual, weights.norm, eps), weights.lm_head, out=logits)
 
-    def _schedules(self, inputs: StepInputs) -> dict[int | None, PrefillSchedule | None]:
+    def _schedules(self, inputs: StepInputs, kv_cache: Tensor) -> dict[int | None, PrefillSchedule | None]:
         """How the layers of each window cut their prefill; made once a step, and only where it has any."""
         config = self._config
         windows = set(config.sliding_windows)
@@ -92,7 +92,8 @@ class Decoder:
                 num_kv_heads=config.num_key_value_heads,
                 head_dim=config.head_dim,
                 sliding_window=window,
-                element_size=self._weights.embedding.element_size(),
+                dtype=self._weights.embedding.dtype,
+                k_cache=kv_cache[0, 0],
             )
             for window in windows
         }
