@@ -8,7 +8,8 @@ machine code of the capability that is asked for; so the results are rubbish, an
 
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -35,11 +36,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 CPU = torch.device("cpu")
-NUM_MULTIPROCESSORS = 132
+NUM_MULTIPROCESSORS, SHARED_BYTES = 132, 227 << 10
 MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN = 512, 512, 4096
 BATCHES = (1, 8, 64, 128, 512)
 """Of one row, of few, of many: each has kernels or settings of its own."""
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "vocab_size": 1000,
     "hidden_size": 1024,
@@ -68,16 +69,24 @@ class AbsentDevice:
     def get_current_stream(self, device: int) -> int:
         return 0
 
+    def launcher_cls(self, source: Any, metadata: Any) -> None:
+        """Nothing can be launched."""
 
-def compile_step(capability: int, cache_dtype: torch.dtype) -> set[str]:
-    """The kernels of a step for a GPU of this capability (ten times major, plus minor), all of them compiled."""
-    names: set[str] = set()
-    launch = JITFunction.run
+    @property
+    def utils(self) -> "AbsentDevice":
+        return self
 
-    def compile_instead(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        names.add(kernel.fn.__name__)
-        return launch(kernel, *arguments, grid=grid, warmup=True, **options)
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": SHARED_BYTES}
 
+    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
+        """Module, function, registers, spills and threads of a kernel that nobody will run."""
+        return 1, 1, 0, 0, 1024
+
+
+@contextmanager
+def absent_gpu(capability: int) -> Generator[None]:
+    """Within, kernels are chosen and compiled for a GPU of this capability (ten times major, plus minor)."""
     driver.set_active(AbsentDevice(capability))
     major = capability // 10
     overlaps = [
@@ -86,41 +95,65 @@ def compile_step(capability: int, cache_dtype: torch.dtype) -> set[str]:
     ]
     with ExitStack() as patches:
         for each in (
-            patch.object(JITFunction, "run", compile_instead),
             patch.object(dispatch, "_runs_triton", lambda tensor: True),
             patch.object(dispatch, "_is_hopper_or_later", lambda device: major >= 9),
             patch.object(paged, "_device_facts", lambda device: (major, NUM_MULTIPROCESSORS)),
             *overlaps,
         ):
             patches.enter_context(each)
+        yield
+
+
+def compile_step(capability: int, cache_dtype: torch.dtype) -> set[str]:
+    """The kernels of a step for a GPU of this capability, all of them compiled."""
+    names: set[str] = set()
+    launch = JITFunction.run
+
+    def compile_instead(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        names.add(kernel.fn.__name__)
+        return launch(kernel, *arguments, grid=grid, warmup=True, **options)
+
+    with absent_gpu(capability), patch.object(JITFunction, "run", compile_instead):
         _take_steps(cache_dtype)
     return names
 
 
-def _take_steps(cache_dtype: torch.dtype) -> None:
-    model = parse_model_config(CONFIG)
-    weights = dummy_weights(model, 0, torch.bfloat16, CPU)
-    rotary = rotary_table(
-        model.rope, head_dim=128, max_position_embeddings=MAX_MODEL_LEN, max_model_len=MAX_MODEL_LEN
+def small_cache(cache_dtype: torch.dtype) -> CacheShape:
+    """The cache of the decoder that takes the steps."""
+    return CacheShape(model=parse_model_config(CONFIG), dtype=cache_dtype, block_size=16)
+
+
+def small_rotary() -> torch.Tensor:
+    """Its table of rotations."""
+    rope = parse_model_config(CONFIG).rope
+    return rotary_table(
+        rope, head_dim=128, max_position_embeddings=MAX_MODEL_LEN, max_model_len=MAX_MODEL_LEN
     )
-    cache = CacheShape(model=model, dtype=cache_dtype, block_size=16)
+
+
+def small_step(cache_dtype: torch.dtype) -> DeviceStep:
+    """The step over it."""
+    cache = small_cache(cache_dtype)
     batch = DeviceBatch(
         max_num_seqs=MAX_NUM_SEQS,
         max_num_tokens=MAX_NUM_TOKENS,
         max_blocks=MAX_MODEL_LEN // 16,
-        vocab_size=model.vocab_size,
+        vocab_size=cache.model.vocab_size,
         device=CPU,
     )
-    step = DeviceStep(
-        Decoder(model, weights, rotary), allocate_cache(cache, 4, CPU), batch, max_num_seqs=MAX_NUM_SEQS
-    )
+    decoder = Decoder(cache.model, dummy_weights(cache.model, 0, torch.bfloat16, CPU), small_rotary())
+    return DeviceStep(decoder, allocate_cache(cache, 4, CPU), batch, max_num_seqs=MAX_NUM_SEQS)
+
+
+def _take_steps(cache_dtype: torch.dtype) -> None:
+    step = small_step(cache_dtype)
     shapes = [StepShape(size, size, True, MAX_MODEL_LEN) for size in BATCHES]
     for shape in (*shapes, StepShape(MAX_NUM_TOKENS, 32, False, MAX_MODEL_LEN)):
-        batch.load_padding(shape)
+        step.batch.load_padding(shape)
         step.forward(shape)
-        step.mask([0], np.zeros((1, -(-model.vocab_size // 32)), dtype=np.int32))
+        step.mask([0], np.zeros((1, -(-CONFIG["vocab_size"] // 32)), dtype=np.int32))
         step.draw(shape.num_rows)
-    _change_slots(batch, step)
+    _change_slots(step.batch, step)
 
 
 def _change_slots(batch: DeviceBatch, step: DeviceStep) -> None:

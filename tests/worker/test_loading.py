@@ -1,6 +1,7 @@
 """What the worker loads, what it refuses to start with, and the figures that it names."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def test_sharded_files_load_as_one(directory: Path) -> None:
         part = {name: tensors[name] for name in names[shard::3]}
         save_file(part, directory / f"model-0000{shard + 1}-of-00003.safetensors")
     assert _text(directory) == whole
+
+
+def test_a_shallow_model_has_a_layer_of_every_window(directory: Path) -> None:
+    config = parse_model_config(read_json(directory / "config.json"))
+    for windows, wanted in (
+        ((None,) * 4, (None,)),
+        ((8, 8, None, 8), (8, 8, None)),
+        ((None, 8, 16, 8), (None, 8, 16)),
+    ):
+        shallow = replace(config, num_hidden_layers=4, sliding_windows=windows).shallow()
+        assert (shallow.num_hidden_layers, shallow.sliding_windows) == (len(wanted), wanted)
 
 
 def test_missing_tensor_is_named(directory: Path) -> None:

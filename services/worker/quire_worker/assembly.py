@@ -1,8 +1,5 @@
 """Puts a runner together for a device: buffers, a cache sized by what a step was measured to need, captured steps."""
 
-import logging
-from time import perf_counter
-
 import torch
 
 from quire.config import WorkerConfig
@@ -12,13 +9,12 @@ from quire_worker.grammar_compiler import GrammarCompiler
 from quire_worker.kv_cache import CacheShape, allocate_cache, num_cache_blocks
 from quire_worker.model.config import ModelConfig
 from quire_worker.model.decoder import Decoder
+from quire_worker.progress import Progress
 from quire_worker.runner import Runner
 from quire_worker.slot_grammar import SlotGrammars
 from quire_worker.slot_table import SlotTable
 from quire_worker.step_graph import ANY_CHANGES, StepGraphs
 from quire_worker.step_shape import ShapeTable, StepShape
-
-logger = logging.getLogger(__name__)
 
 _EAGER_HOST_US_PER_LAYER = 400
 """Host time of one eagerly launched layer, measured on the host of an H200."""
@@ -57,7 +53,7 @@ def build_runner(
         )
 
     is_cuda = device.type == "cuda"
-    shapes = _shape_table(cache.model, config, max_model_len) if is_cuda else None
+    shapes = shape_table(cache.model, config, max_model_len) if is_cuda else None
     step_bytes = _measured_step_bytes(step_over(1), config, max_model_len) if is_cuda else 0
     num_blocks = num_cache_blocks(cache, config, max_model_len, device, step_bytes=step_bytes)
     step = step_over(num_blocks)
@@ -80,14 +76,20 @@ def graph_token_limit(model: ModelConfig) -> int:
     return int(tokens)
 
 
-def _shape_table(model: ModelConfig, config: WorkerConfig, max_model_len: int) -> ShapeTable:
+def shape_table(model: ModelConfig, config: WorkerConfig, max_model_len: int) -> ShapeTable:
+    """The shapes of the steps of a device that captures them, or pads them at least."""
     limit = 0 if config.enforce_eager else graph_token_limit(model)
     return ShapeTable(config.max_num_seqs, config.step_token_limit, max_model_len, limit)
 
 
+def largest_shape(config: WorkerConfig, max_model_len: int) -> StepShape:
+    """No step needs more memory."""
+    return StepShape(config.step_token_limit, config.max_num_seqs, False, max_model_len)
+
+
 def _measured_step_bytes(step: DeviceStep, config: WorkerConfig, max_model_len: int) -> int:
     """Peak memory of the largest step, beside weights and buffers; captured steps need it a second time."""
-    largest = StepShape(config.step_token_limit, config.max_num_seqs, False, max_model_len)
+    largest = largest_shape(config, max_model_len)
     step.batch.load_padding(largest)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -99,24 +101,17 @@ def _measured_step_bytes(step: DeviceStep, config: WorkerConfig, max_model_len: 
 
 
 def _captured(step: DeviceStep, shapes: ShapeTable) -> StepGraphs:
-    started = perf_counter()
     forwards, draws = shapes.captured(), shapes.captured_rows()
-    num_wanted, num_captured = 1 + len(forwards) + len(draws), 0
+    report = Progress("capturing steps", 1 + len(forwards) + len(draws)).note_done
     graphs = StepGraphs()
-
-    def report() -> None:
-        nonlocal num_captured
-        num_captured += 1
-        if num_captured % 16 == 0 or num_captured == num_wanted:
-            seconds = round(perf_counter() - started, 1)
-            logger.info(
-                "capturing steps", extra={"captured": num_captured, "of": num_wanted, "seconds": seconds}
-            )
 
     def load_rows(num_rows: int) -> None:
         step.batch.load_padding(StepShape(num_rows, num_rows, True, 1))
 
-    graphs.changes.capture([ANY_CHANGES], lambda _: None, lambda _: step.batch.enter_loaded(), report)
-    graphs.forwards.capture(forwards, step.batch.load_padding, step.forward, report)
-    graphs.draws.capture(draws, load_rows, step.draw, report)
+    def enter_changes(_: int) -> None:
+        step.batch.enter_loaded()
+
+    graphs.changes.capture([ANY_CHANGES], lambda _: None, enter_changes, enter_changes, report)
+    graphs.forwards.capture(forwards, step.batch.load_padding, step.shallow().forward, step.forward, report)
+    graphs.draws.capture(draws, load_rows, step.draw, step.draw, report)
     return graphs

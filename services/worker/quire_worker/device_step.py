@@ -6,6 +6,7 @@ forward pass depends on the shape of its step, a draw on the number of rows alon
 logits. Knows the decoder, the cache and the batch; no plan.
 """
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +38,12 @@ class DeviceStep:
         self.kv_cache = kv_cache
         self._block_size = kv_cache.shape[3]
         self._logits = decoder.allocate_logits(max_num_seqs)
+
+    def shallow(self) -> "DeviceStep":
+        """The same step over a shallow decoder: a moment's work, which launches every kernel of the whole one."""
+        shallow = copy(self)
+        shallow._decoder = self._decoder.shallow()
+        return shallow
 
     def run(self, shape: StepShape) -> None:
         """Launches both halves; what the rows drew is in `batch.drawn` when the device gets there."""

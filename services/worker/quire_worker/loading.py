@@ -16,6 +16,7 @@ from quire_worker.model.config import ModelConfig, eos_token_ids, parse_model_co
 from quire_worker.model.decoder import Decoder
 from quire_worker.model.rope import rotary_table
 from quire_worker.model.weights import dummy_weights, load_weights
+from quire_worker.rehearsal import kernels_compiled
 from quire_worker.runner import Runner
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,10 +52,6 @@ def load_model(config: WorkerConfig) -> LoadedModel:
     eos = eos_token_ids(read_json(directory / "generation_config.json")) or model.eos_token_ids
     compiler = GrammarCompiler(directory / "tokenizer.json", model.vocab_size, eos)
     dtype = dtype_of(config, model, device)
-    if config.load_format == "dummy":
-        weights = dummy_weights(model, config.seed, dtype, device)
-    else:
-        weights = load_weights(model, directory, dtype, device)
     rotary = rotary_table(
         model.rope,
         head_dim=model.head_dim,
@@ -62,6 +59,11 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         max_model_len=max_model_len,
     ).to(device)
     shape = CacheShape(model=model, dtype=_cache_dtype(config, dtype, device), block_size=config.block_size)
+    with kernels_compiled(shape, config, max_model_len, dtype, rotary):
+        if config.load_format == "dummy":
+            weights = dummy_weights(model, config.seed, dtype, device)
+        else:
+            weights = load_weights(model, directory, dtype, device)
     decoder = Decoder(model, weights, rotary)
     runner, num_blocks = build_runner(decoder, shape, config, max_model_len, device, compiler)
     return LoadedModel(

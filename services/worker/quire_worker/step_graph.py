@@ -25,13 +25,16 @@ class GraphSet(Generic[Size]):
         self,
         sizes: Iterable[Size],
         load: Callable[[Size], None],
+        rehearse: Callable[[Size], None],
         run: Callable[[Size], None],
         on_progress: Callable[[], None],
     ) -> None:
-        """Captures `run` at every size, after `load`; it runs once before, so that its kernels are compiled and loaded."""
+        """Captures `run` at every size, after `load`; `rehearse` comes before it and must launch every kernel of `run`, so
+        that all are compiled and loaded.
+        """
         for size in sizes:
             load(size)
-            run(size)
+            rehearse(size)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(

@@ -1,7 +1,7 @@
 """What a decoder is made of, read from `config.json`. Architectures differ in data, not in code."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quire.errors import ConfigError
@@ -54,6 +54,11 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of all key (or value) heads."""
         return self.num_key_value_heads * self.head_dim
+
+    def shallow(self) -> "ModelConfig":
+        """The first layers, as many as it takes to run every kernel: layers differ in their window alone."""
+        num_layers = 1 + max(map(self.sliding_windows.index, set(self.sliding_windows)))
+        return replace(self, num_hidden_layers=num_layers, sliding_windows=self.sliding_windows[:num_layers])
 
 
 def parse_model_config(raw: Mapping[str, Any]) -> ModelConfig:

@@ -4,7 +4,7 @@ All rows of a step go through each projection in one matrix product; only attent
 values of the whole step are in the cache before any of its queries look there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from quire_kernels import (
@@ -49,6 +49,12 @@ class Decoder:
         self._weights = weights
         self._rotary = rotary
         self._scale = config.head_dim**-0.5
+
+    def shallow(self) -> "Decoder":
+        """A decoder of the first layers, as many as it takes to launch every kernel."""
+        config = self._config.shallow()
+        weights = replace(self._weights, layers=self._weights.layers[: config.num_hidden_layers])
+        return Decoder(config, weights, self._rotary)
 
     def allocate_logits(self, num_rows: int) -> Tensor:
         """Room for the logits `[num_rows, vocab]` of a step, in the weights' type."""

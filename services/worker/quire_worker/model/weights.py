@@ -96,6 +96,11 @@ def dummy_weights(config: ModelConfig, seed: int, dtype: torch.dtype, device: to
     return _assemble(config, draw)
 
 
+def empty_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Weights of the right shapes that nobody has filled."""
+    return _assemble(config, lambda name, shape: torch.empty(shape, dtype=dtype, device=device))
+
+
 def _assemble(config: ModelConfig, source: Source) -> Weights:
     vocab = (config.vocab_size, config.hidden_size)
     embedding = source("model.embed_tokens.weight", vocab)

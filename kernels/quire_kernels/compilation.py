@@ -1,0 +1,93 @@
+"""Compiles kernels before anything runs them, side by side: one after another a step's take as long as its weights.
+
+What is to be compiled is found by launching: within `noted_launches` a launch leaves a note of the kernel, with the
+types and values that its binary depends on, and does nothing. Knows no kernel by name.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotedKernel:
+    """A binary that this process does not hold yet."""
+
+    function: Any
+    specialization: str
+    """What the binary depends on beside the function, as Triton writes it down."""
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        return self.function.fn.__name__
+
+    def compile(self) -> None:
+        """Compiles it with its launcher, or reads them from the cache on disk, and loads it: the next launch finds it."""
+        compiled = self.function.preload(self.specialization)
+        # Triton makes the launcher, for which it may call a C compiler, when somebody first asks how to run the kernel.
+        _ = compiled.run
+
+
+@contextmanager
+def noted_launches() -> Generator[list[NotedKernel]]:
+    """Within, Triton kernels are not launched: those to be compiled are in the list, each once. Other work is done.
+
+    Holds for the whole process, not for one thread. The list stays empty where Triton is missing.
+    """
+    noted: dict[str, NotedKernel] = {}
+    if find_spec("triton") is None:
+        yield []
+        return
+    from triton import knobs
+    from triton.runtime.jit import JITFunction
+
+    kernels: list[NotedKernel] = []
+
+    def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        kernel = NotedKernel(function=fn.jit_function, specialization=compile["specialization_data"])
+        name = f"{fn.module}.{fn.name} {kernel.specialization}"
+        if noted.setdefault(name, kernel) is kernel:
+            kernels.append(kernel)
+        return True  # it has been seen to
+
+    run, hook = JITFunction.run, knobs.runtime.jit_cache_hook
+
+    def run_nothing(function: Any, *arguments: Any, **options: Any) -> Any:
+        return run(function, *arguments, **{**options, "warmup": True})
+
+    # A launch of a kernel that is compiled already has no hook that could keep it from happening.
+    JITFunction.run, knobs.runtime.jit_cache_hook = run_nothing, note
+    try:
+        yield kernels
+    finally:
+        JITFunction.run, knobs.runtime.jit_cache_hook = run, hook
+
+
+@contextmanager
+def compiled_beside(
+    kernels: Iterable[NotedKernel], num_threads: int, on_progress: Callable[[], None]
+) -> Generator[None]:
+    """Compiles while the caller does something else; on leaving, all are compiled.
+
+    Threads do, because most of the work is done outside the interpreter. `on_progress` is called by them. A kernel that
+    fails is left to its first launch, which will fail in its place.
+    """
+
+    def compile_one(kernel: NotedKernel) -> None:
+        try:
+            kernel.compile()
+        except Exception:
+            logger.warning("a kernel was not compiled ahead", extra={"kernel": kernel.name}, exc_info=True)
+        on_progress()
+
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="compile-kernel") as pool:
+        for kernel in kernels:
+            pool.submit(compile_one, kernel)
+        yield

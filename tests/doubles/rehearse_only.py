@@ -1,0 +1,86 @@
+"""Rehearses the steps of a worker for a GPU that is not there, then takes others: prints, as JSON, what they still lacked.
+
+python -m tests.doubles.rehearse_only 90
+"""
+
+import json
+import random
+import sys
+
+from tests.doubles.compile_only import (  # first: it says that kernels are to be compiled
+    MAX_MODEL_LEN,
+    MAX_NUM_SEQS,
+    MAX_NUM_TOKENS,
+    absent_gpu,
+    small_cache,
+    small_rotary,
+    small_step,
+)
+
+# isort: split
+import torch
+from quire_kernels.compilation import NotedKernel, compiled_beside, noted_launches
+from quire_worker.assembly import largest_shape
+from quire_worker.device_step import DeviceStep
+from quire_worker.rehearsal import changes_of, noted_kernels, unfilled_step
+from quire_worker.step_shape import ShapeTable
+
+from quire.config import WorkerConfig
+
+_GRAPH_TOKEN_LIMIT = 250
+_NUM_STEPS = 60
+_QUICK = {"_grant_blocks_kernel", "_advance_slots_kernel"}
+_CONFIG = WorkerConfig(
+    model="none",
+    max_num_seqs=MAX_NUM_SEQS,
+    max_num_batched_tokens=MAX_NUM_TOKENS,
+    max_model_len=MAX_MODEL_LEN,
+)
+_SHAPES = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN, _GRAPH_TOKEN_LIMIT)
+
+
+def main(capability: int) -> None:
+    """Prints the names of what was rehearsed, missed, and noted again after being compiled."""
+    cache = small_cache(torch.bfloat16)
+    with absent_gpu(capability):
+        largest = largest_shape(_CONFIG, MAX_MODEL_LEN)
+        unfilled = unfilled_step(cache, _CONFIG, MAX_MODEL_LEN, torch.bfloat16, small_rotary())
+        rehearsed = noted_kernels(unfilled, _SHAPES, largest)
+        with noted_launches() as needed:
+            _take_steps(small_step(torch.bfloat16), random.Random(0))
+        quick = [kernel for kernel in rehearsed if kernel.name in _QUICK]
+        with compiled_beside(quick, 2, lambda: None):
+            pass
+        again = noted_kernels(unfilled, _SHAPES, largest)
+    document = {
+        "rehearsed": _names(rehearsed),
+        "missed": _names([kernel for kernel in needed if kernel not in rehearsed]),
+        "compiled": _names(quick),
+        "again": _names(again),
+    }
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+def _take_steps(step: DeviceStep, chance: random.Random) -> None:
+    """Steps of any size, as plans would have them."""
+    for _ in range(_NUM_STEPS):
+        num_rows = chance.randint(1, MAX_NUM_SEQS)
+        num_tokens = chance.randint(num_rows, MAX_NUM_TOKENS)
+        is_decode = chance.random() < 0.5
+        shape = _SHAPES.shape_of(
+            num_rows if is_decode else num_tokens,
+            num_rows,
+            is_decode=is_decode,
+            max_seq_len=chance.randint(1, MAX_MODEL_LEN),
+        )
+        step.batch.enter(changes_of(chance.randint(1, 40)), step.kv_cache)
+        step.batch.load_padding(shape)
+        step.run(shape)
+
+
+def _names(kernels: list[NotedKernel]) -> list[str]:
+    return sorted(kernel.name for kernel in kernels)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
