@@ -26,6 +26,9 @@ from quire_worker.progress import Progress
 from quire_worker.slot_table import SlotChanges
 from quire_worker.step_shape import ShapeTable, StepShape
 
+_MAX_THREADS = 8
+"""More of them wait for the interpreter, in which a kernel spends about a third of its compilation."""
+
 _NUM_CHANGES = (1, 2, 16)
 """Binaries differ by whether a number is 1, a multiple of 16, or neither."""
 
@@ -49,7 +52,8 @@ def kernels_compiled(
     del step
     torch.cuda.empty_cache()
     progress = Progress("compiling kernels", len(kernels))
-    with compiled_beside(kernels, len(os.sched_getaffinity(0)), progress.note_done):
+    num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    with compiled_beside(kernels, num_threads, progress.note_done):
         yield
 
 
@@ -72,12 +76,13 @@ def unfilled_step(
 def noted_kernels(step: DeviceStep, shapes: ShapeTable, largest: StepShape) -> list[NotedKernel]:
     """The kernels of steps of these shapes, and of what happens between steps, that are not compiled yet."""
     with noted_launches() as kernels:
-        for shape in (largest, *shapes.captured()):
-            step.batch.load_padding(shape)
-            step.forward(shape)
+        # Draws first: their search takes longest to compile, and must not be the last to begin.
         for num_rows in (largest.num_rows, *shapes.captured_rows()):
             step.batch.load_padding(StepShape(num_rows, num_rows, True, 1))
             step.draw(num_rows)
+        for shape in (largest, *shapes.captured()):
+            step.batch.load_padding(shape)
+            step.forward(shape)
         words = -(-step.logits(1).shape[1] // 32)
         step.mask([0], np.zeros((1, words), dtype=np.int32))
         for number in _NUM_CHANGES:
