@@ -23,7 +23,7 @@ from quire_worker.kv_cache import CacheShape, allocate_cache
 from quire_worker.model.decoder import Decoder
 from quire_worker.model.weights import empty_weights
 from quire_worker.progress import Progress
-from quire_worker.slot_table import SlotChanges
+from quire_worker.slot_table import Grants, SlotChanges
 from quire_worker.step_shape import ShapeTable, StepShape
 
 _MAX_THREADS = 8
@@ -96,7 +96,7 @@ def changes_of(number: int) -> SlotChanges:
         releases=[],
         admissions=[_ADMISSION],
         choices=[],
-        grants=[(0, index, 0) for index in range(number)],
+        grants=Grants([0] * number, list(range(number)), [0] * number),
         copies=[(0, 0)] * number,
         forks=[(0, 1, 0)],
     )
