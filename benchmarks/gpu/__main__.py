@@ -24,16 +24,16 @@ def main(argv: list[str]) -> int:
         num_tokenizers=arguments.tokenizers,
         num_clients=arguments.clients,
     )
-    rows, failed = _device_rows(device), []
+    tree = arguments.commit or commit()
+    rows, failed = [replace(row, commit=tree) for row in _device_rows(device)], []
     for case, brought in run_parts(_names(arguments.cases), device, options):
         if brought is None:
             failed.append(case)
             continue
-        rows += brought
         for row in brought:
             print(f"  {row.case}, {row.load}: {row.value:,.4g} {row.unit}", flush=True)
-    tree = arguments.commit or commit()
-    rows = [replace(row, commit=tree) for row in rows]
+        rows += [replace(row, commit=tree) for row in brought]
+        merge_rows(file, rows)  # what a command that is cut short has measured is kept
     measured = {row.case for row in rows}
     rows = [row for row in merge_rows(file, rows) if _measured_case(row) in measured]
     print(f"\n{device.name}, commit {tree}, seed {options.seed}, written to {file}\n\n{table(rows)}")

@@ -74,13 +74,22 @@ def merge_rows(file: Path, new: list[Row]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as a Markdown table."""
-    lines = ["| case | load | value | unit | floor | share of floor |", "|---|---|---:|---|---:|---:|"]
+    """Rows as a Markdown table; with the commit of each where they are of several."""
+    columns = ["case", "load", "value", "unit", "floor", "share of floor"]
+    several = len({row.commit for row in rows}) > 1
+    if several:
+        columns.append("commit")
+    lines = [_line(columns), "|---|---|---:|---|---:|---:|" + several * "---|"]
     for row in rows:
         floor = _figure(row.floor) if row.floor is not None else ""
         share = f"{row.share:.0%}" if row.share is not None else ""
-        lines.append(f"| {row.case} | {row.load} | {_figure(row.value)} | {row.unit} | {floor} | {share} |")
+        cells = [row.case, row.load, _figure(row.value), row.unit, floor, share]
+        lines.append(_line([*cells, row.commit] if several else cells))
     return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def commit() -> str:

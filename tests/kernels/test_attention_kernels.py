@@ -137,7 +137,7 @@ def test_decode_attention_by_page_equals_reference(
 ) -> None:
     lengths = [*BOUNDARIES, (3, 40), (1, 1000), (1, 1025), (2, 17), (1, 9000)]
     case = paged_case(lengths, num_heads, num_kv_heads, 128, dtype)
-    assert takes_pages(9, *case[:3])
+    assert takes_pages(9, 2, *case[:3])
     config = DecodeConfig(
         tile=tile, num_splits=num_splits, min_split=32, num_warps=1, num_stages=num_stages, by_page=True
     )
@@ -146,13 +146,18 @@ def test_decode_attention_by_page_equals_reference(
 
 def test_only_usual_tensors_are_taken_by_page() -> None:
     def takes(
-        dtype: torch.dtype = torch.bfloat16, width: int = 128, block_size: int = 16, major: int = 9
+        dtype: torch.dtype = torch.bfloat16,
+        width: int = 128,
+        block_size: int = 16,
+        major: int = 9,
+        num_rows: int = 2,
     ) -> bool:
         caches = torch.zeros(2, 3, block_size, 2, width, dtype=dtype)
-        return takes_pages(major, torch.zeros(1, 4, width, dtype=torch.bfloat16), *caches)
+        return takes_pages(major, num_rows, torch.zeros(1, 4, width, dtype=torch.bfloat16), *caches)
 
     assert takes()
     assert takes(block_size=32)
+    assert not takes(num_rows=1)
     assert not takes(major=8)
     assert not takes(major=10)
     assert not takes(dtype=torch.float8_e4m3fn)
@@ -160,9 +165,9 @@ def test_only_usual_tensors_are_taken_by_page() -> None:
     assert not takes(width=64)
     assert not takes(block_size=8)
     heads_apart = torch.zeros(3, 2, 16, 128, dtype=torch.bfloat16).transpose(1, 2)
-    assert not takes_pages(9, torch.zeros(1, 4, 128, dtype=torch.bfloat16), heads_apart, heads_apart)
+    assert not takes_pages(9, 2, torch.zeros(1, 4, 128, dtype=torch.bfloat16), heads_apart, heads_apart)
     many_heads = torch.zeros(1, 34, 128, dtype=torch.bfloat16)
-    assert not takes_pages(9, many_heads, *torch.zeros(2, 3, 16, 2, 128, dtype=torch.bfloat16))
+    assert not takes_pages(9, 2, many_heads, *torch.zeros(2, 3, 16, 2, 128, dtype=torch.bfloat16))
 
 
 def test_a_triton_without_the_language_of_the_page_kernel_takes_nothing_by_page(
@@ -170,7 +175,7 @@ def test_a_triton_without_the_language_of_the_page_kernel_takes_nothing_by_page(
 ) -> None:
     monkeypatch.setattr(decode, "decode_pages", None)
     caches = torch.zeros(2, 3, 16, 2, 128, dtype=torch.bfloat16)
-    assert not takes_pages(9, torch.zeros(1, 4, 128, dtype=torch.bfloat16), *caches)
+    assert not takes_pages(9, 2, torch.zeros(1, 4, 128, dtype=torch.bfloat16), *caches)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 4, 16, 32, 64, 140, 256, 1000])

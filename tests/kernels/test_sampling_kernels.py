@@ -110,18 +110,19 @@ def test_wide_nuclei_and_clustered_maxima_are_found_in_the_whole_row(dtype: torc
 
 
 def penalties_of(slots: list[int], table: OccurrenceTable) -> Penalties:
-    num_slots = table.addresses.shape[0]
+    """Penalties on the device of the table."""
+    num_slots, device = table.addresses.shape[0], table.addresses.device
 
     def column(values: list[float]) -> Tensor:
-        return torch.tensor((values * num_slots)[:num_slots], device=DEVICE)
+        return torch.tensor((values * num_slots)[:num_slots], device=device)
 
     return Penalties(
-        slots=torch.tensor(slots, dtype=torch.int32, device=DEVICE),
+        slots=torch.tensor(slots, dtype=torch.int32, device=device),
         repetition=column([1.0, 1.3, 0.8, 2.0]),
         frequency=column([0.7, 0.0, -0.5]),
         presence=column([0.4, -1.1, 0.0, 0.0, 1.5]),
         occurrences=table,
-        biases=BiasTable(num_slots, table.vocab_size, DEVICE),
+        biases=BiasTable(num_slots, table.vocab_size, device),
     )
 
 
@@ -176,7 +177,7 @@ def test_penalised_draws_equal_reference_and_are_counted(vocab_size: int, dtype:
     draws = torch.tensor([1, 1, 1, 1, 1, 0, 1], dtype=torch.int32, device=DEVICE)
     for step in range(3):
         logits = 3 * random(7, vocab_size, dtype=dtype)
-        expected = sample(penalise(logits, truth).to(DEVICE), params)
+        expected = sample(penalise(logits.cpu(), truth).to(DEVICE), params)
         tokens = sample_gumbel(logits, params, draws, penalties)
         assert torch.equal(tokens[draws == 1], expected[draws == 1]), step
         for slot, token, draw in zip(slots, tokens.tolist(), draws.tolist(), strict=True):

@@ -183,9 +183,16 @@ def _paged_attention_merge_kernel(
     tl.store(target, merged.to(out.dtype.element_ty), mask=dim < HEAD_DIM)
 
 
-def takes_pages(capability_major: int, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> bool:
-    """Whether a config may be ``by_page``: the GPU, the installed Triton and the tensors allow it."""
-    return decode_pages is not None and decode_pages.copies_pages(capability_major, q, k_cache, v_cache)
+def takes_pages(capability_major: int, num_rows: int, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> bool:
+    """Whether a config is to be ``by_page``: the GPU, the installed Triton and the tensors allow it, and there are rows
+    enough. Alone it wins for one row too, but a whole step of one row of the Llama-3.1-8B shape was seen to take 4.14 ms
+    with it and 3.91 without.
+    """
+    return (
+        num_rows > 1
+        and decode_pages is not None
+        and decode_pages.copies_pages(capability_major, q, k_cache, v_cache)
+    )
 
 
 def paged_attention_decode(

@@ -86,7 +86,7 @@ def paged_attention_mixed(
         raise ValueError(f"schedule is for window {schedule.sliding_window}; this layer has {sliding_window}")
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, out)
     major, _ = _device_facts(q.device)
-    by_page = takes_pages(major, q, k_cache, v_cache)
+    by_page = takes_pages(major, num_rows, q, k_cache, v_cache)
     paged_attention_decode(
         *tensors,
         scale=scale,
