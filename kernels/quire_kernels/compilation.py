@@ -90,4 +90,8 @@ def compiled_beside(
     with ThreadPoolExecutor(num_threads, thread_name_prefix="compile-kernel") as pool:
         for kernel in kernels:
             pool.submit(compile_one, kernel)
-        yield
+        try:
+            yield
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # a start that fails says so at once
+            raise

@@ -90,6 +90,8 @@ def take_admissions(reader: ColumnReader) -> list[SlotAdmission]:
             num_words,
             num_prompt_logprobs,
         ) = ints[i * _ADMISSION_INTS : (i + 1) * _ADMISSION_INTS]
+        if num_tokens < 0 or num_stop < 0:
+            raise FrameError(f"an admission of {num_tokens} tokens and {num_stop} stop tokens")
         temperature, top_p, min_p, presence, frequency, repetition = floats[
             i * _ADMISSION_FLOATS : (i + 1) * _ADMISSION_FLOATS
         ]

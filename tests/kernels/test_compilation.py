@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 KERNELS = {
+    "_paged_attention_decode_kernel",
     "_paged_attention_merge_kernel",
     "_schedule_prefill_rows_kernel",
     "_rotary_embedding_cache_kernel",
@@ -32,7 +33,7 @@ KERNELS = {
 }
 """What every generation runs."""
 BY_PAGES = {"_paged_attention_decode_pages_kernel", "_paged_attention_prefill_hopper_kernel"}
-BY_SLOTS = {"_paged_attention_decode_kernel", "_paged_attention_prefill_kernel"}
+BY_SLOTS = {"_paged_attention_prefill_kernel"}
 
 
 @pytest.mark.parametrize(

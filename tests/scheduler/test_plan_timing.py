@@ -24,24 +24,52 @@ def _steady(num_tokens: int, step_s: float, num_steps: int = 10) -> tuple[PlanTi
 
 def test_a_plan_is_cut_some_milliseconds_before_the_step_in_flight_ends() -> None:
     timing, now = _steady(20, 0.010)
-    assert now + 0.005 < timing.due_at(20) < now + 0.007
+    assert now + 0.005 < timing.due_at(20, 0) < now + 0.007
 
 
 def test_more_rows_are_given_more_time() -> None:
     timing, _ = _steady(1000, 0.030)
-    assert timing.due_at(1000) == pytest.approx(timing.due_at(0) - 0.004)
+    assert timing.due_at(1000, 0) == pytest.approx(timing.due_at(0, 0) - 0.004)
+
+
+def test_prompts_that_wait_are_given_more_time() -> None:
+    timing, _ = _steady(20, 0.030)
+    assert timing.due_at(20, 4000) == pytest.approx(timing.due_at(20, 0) - 0.004)
+
+
+def test_what_was_learned_of_longer_steps_does_not_outlive_a_plan_that_came_too_late() -> None:
+    """Long contexts taught 20 ms a step; after an idle moment short ones of as many tokens take 6."""
+    timing, now = _steady(1, 0.020)
+    timing.answered(now + 0.020)
+    now += 5.0
+    num_lone = 0
+    timing.sent(1, now)
+    began = now
+    for _ in range(100):
+        ends = began + 0.006
+        due = max(now, timing.due_at(1, 0))
+        if due < ends:
+            timing.sent(1, due)
+            timing.answered(ends)
+            began = now = ends
+        else:
+            num_lone += 1
+            timing.answered(ends)
+            timing.sent(1, ends)
+            began = now = ends
+    assert num_lone <= 2
 
 
 def test_short_steps_put_nothing_off() -> None:
     timing, now = _steady(20, 0.002)
-    assert timing.due_at(20) <= now
+    assert timing.due_at(20, 0) <= now
 
 
 def test_nothing_is_put_off_behind_a_step_smaller_than_any_that_was_timed() -> None:
     timing, now = _steady(8192, 0.180)
     timing.sent(64, now)
     timing.answered(now + 0.180)
-    assert timing.due_at(64) == 0.0
+    assert timing.due_at(64, 0) == 0.0
 
 
 def test_a_step_that_waited_for_its_plan_is_not_taken_for_a_long_one() -> None:
@@ -51,15 +79,15 @@ def test_a_step_that_waited_for_its_plan_is_not_taken_for_a_long_one() -> None:
         now += 1.0
         timing.answered(now)
     timing.sent(20, now)
-    assert timing.due_at(20) == 0.0
+    assert timing.due_at(20, 0) == 0.0
 
 
 def test_an_empty_and_a_full_pipeline_put_nothing_off() -> None:
     timing, now = _steady(20, 0.010)
     timing.sent(20, now)
-    assert timing.due_at(20) == 0.0
+    assert timing.due_at(20, 0) == 0.0
     timing.forget()
-    assert timing.due_at(20) == 0.0
+    assert timing.due_at(20, 0) == 0.0
 
 
 async def test_who_comes_while_a_step_runs_is_in_the_next_one() -> None:

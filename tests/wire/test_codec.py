@@ -1,6 +1,7 @@
 """Plans and results survive the wire, and what is no message is refused."""
 
 from array import array
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -146,6 +147,18 @@ def test_another_protocol_version_is_refused_naming_both() -> None:
     header.protocol_version = 99
     with pytest.raises(FrameError, match=f"protocol version 99, this process speaks {PROTOCOL_VERSION}"):
         decode_plan([header.SerializeToString(), *frames[1:]])
+
+
+def test_lengths_of_admissions_that_cancel_out_are_refused() -> None:
+    plan = StepPlan(group_id=1, epoch=1, step_id=0, admissions=[ADMISSION, replace(ADMISSION, slot=2)])
+    header, *columns = encode_plan(plan)
+    names = [tensor.name for tensor in step_pb2.StepHeader.FromString(bytes(header)).tensors]
+    at = names.index("admission_ints")
+    ints = array("i", bytes(columns[at]))
+    ints[1], ints[16] = 6, -2  # of the four tokens that there are
+    columns[at] = ints.tobytes()
+    with pytest.raises(FrameError, match="an admission of -2 tokens"):
+        decode_plan([header, *columns])
 
 
 def test_columns_that_do_not_add_up_are_refused() -> None:

@@ -22,7 +22,7 @@ from quire_kernels.overlap import (
 
 try:
     from quire_kernels.attention import decode_pages
-except ImportError:  # a Triton without the language it is written in, which is experimental
+except (ImportError, AttributeError):  # a Triton without the language it is written in, which is experimental
     decode_pages = None
 
 _LOG2_E = 1.4426950408889634

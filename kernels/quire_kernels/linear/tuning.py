@@ -66,7 +66,9 @@ def suits_few_rows(num_rows: int, num_outputs: int, num_inputs: int, *, gated: b
         return True
     if 16 < num_rows <= 32:
         return False  # settings for wide blocks were not yet checked on a GPU at these
-    return (num_outputs if gated else num_inputs) >= _WIDE
+    if gated:
+        return num_outputs >= _WIDE
+    return num_inputs >= _WIDE and num_outputs < num_inputs
 
 
 def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> RowsConfig:

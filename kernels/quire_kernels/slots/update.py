@@ -11,7 +11,7 @@ _CHANGE_PROGRAMS = 32
 _TABLE_TILE = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_ints"])  # a plan of uncommon length compiles nothing
 def _enter_changes_kernel(
     changes, num_ints, num_computed, top_k, sequence_index, min_len, num_stop_tokens, temperature, top_p, min_p,
     seed, repetition_penalty, frequency_penalty, presence_penalty, has_ended, stop_token_ids,

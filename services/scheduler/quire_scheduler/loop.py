@@ -193,10 +193,10 @@ class EngineLoop:
         if group.put_off is not None:
             group.put_off.cancel()
             group.put_off = None
-        due_at = group.timing.due_at(self.core.num_running(group.group_id))
+        due_at = group.timing.due_at(self.core.num_running(group.group_id), self.core.num_waiting_tokens)
         if due_at <= now:
             return False
-        group.put_off = asyncio.get_running_loop().call_later(due_at - now, self._pump)
+        group.put_off = asyncio.get_running_loop().call_later(due_at - monotonic(), self._pump)
         return True
 
     def _receive(self, group: WorkerGroup, answer: Answer) -> None:

@@ -12,6 +12,8 @@ _LEAD_S = 3e-3
 """How long before the step in flight ends the next plan is cut: it has to be cut, sent, prepared and launched by then, and
 timers of the event loop are up to a millisecond late."""
 _LEAD_PER_ROW_S = 4e-6
+_LEAD_PER_WAITING_TOKEN_S = 1e-6
+"""Prompts that wait have their blocks named, granted and sent with the plan: half a microsecond a token was seen."""
 _LEAD_SHARE = 0.05
 """Of the step's time: steps of as many tokens differ by their contexts."""
 
@@ -37,16 +39,28 @@ class PlanTiming:
         if not self._in_flight:
             return
         num_tokens, began_at_once = self._in_flight.popleft()
+        elapsed = now - self._begun_at
         if began_at_once:
-            self._durations.append((num_tokens, now - self._begun_at))
+            self._durations.append((num_tokens, elapsed))
+        else:
+            self._disprove(num_tokens, elapsed)
         self._begun_at = now
+
+    def _disprove(self, num_tokens: int, elapsed: float) -> None:
+        """A lone step took `elapsed` at most: what was longer with no more tokens is not so any more.
+
+        Else a plan that came too late would be followed by none but lone steps, which teach nothing.
+        """
+        left = [each for each in self._durations if each[0] > num_tokens or each[1] <= elapsed]
+        self._durations = deque(left, maxlen=_REMEMBERED_STEPS)
 
     def forget(self) -> None:
         """Nothing is in flight any more: the group starts over."""
         self._in_flight.clear()
 
-    def due_at(self, num_rows: int) -> float:
-        """The moment to cut the next plan, for about `num_rows` rows; in the past when it is due at once.
+    def due_at(self, num_rows: int, num_waiting_tokens: int) -> float:
+        """The moment to cut the next plan, for about `num_rows` rows while prompts of `num_waiting_tokens` wait; in the
+        past when it is due at once.
 
         Only a lone step in flight is worth waiting for. It takes at least as long as the shortest that was seen lately
         among those of no more tokens; where there was none, nothing is known and nothing is put off.
@@ -57,4 +71,5 @@ class PlanTiming:
         known = [seconds for tokens, seconds in self._durations if tokens <= num_tokens]
         if not known:
             return 0.0
-        return self._begun_at + (1 - _LEAD_SHARE) * min(known) - _LEAD_S - _LEAD_PER_ROW_S * num_rows
+        lead = _LEAD_S + _LEAD_PER_ROW_S * num_rows + _LEAD_PER_WAITING_TOKEN_S * num_waiting_tokens
+        return self._begun_at + (1 - _LEAD_SHARE) * min(known) - lead

@@ -8,6 +8,7 @@ misses is compiled by its first launch. Knows shapes and the step; nothing of ho
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -41,8 +42,10 @@ def kernels_compiled(
     dtype: torch.dtype,
     rotary: Tensor,
 ) -> Generator[None]:
-    """Within, the kernels of a worker's steps are being compiled; on leaving, they are. On a CPU there is nothing to do."""
-    if not rotary.is_cuda:
+    """Within, the kernels of a worker's steps are being compiled; on leaving, they are. Without a GPU and Triton there
+    is nothing to do.
+    """
+    if not rotary.is_cuda or find_spec("triton") is None:
         yield
         return
     step = unfilled_step(cache, config, max_model_len, dtype, rotary)

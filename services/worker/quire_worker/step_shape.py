@@ -44,6 +44,7 @@ class ShapeTable:
         self._mixed_tokens = _up_to(min(max_num_tokens, graph_token_limit), _mixed_sizes())
         self._contexts = _up_to(max_model_len, (_SHORT_CONTEXT,))
         self._captures = graph_token_limit > 0
+        self._max_num_tokens = max_num_tokens
 
     def captured(self) -> list[StepShape]:
         """What to capture, largest first, so that the later ones fit into the memory of the first."""
@@ -75,7 +76,8 @@ class ShapeTable:
         rows = _at_least(self._mixed_rows, num_rows)
         if self._mixed_tokens and num_tokens <= self._mixed_tokens[-1]:
             return StepShape(_at_least(self._mixed_tokens, num_tokens), rows, False, longest)
-        return StepShape(-(-num_tokens // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE, rows, False, longest)
+        padded = -(-num_tokens // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
+        return StepShape(max(num_tokens, min(padded, self._max_num_tokens)), rows, False, longest)
 
 
 def _decode_sizes() -> list[int]:

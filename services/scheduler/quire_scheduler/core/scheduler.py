@@ -198,6 +198,11 @@ class Scheduler:
         """Sequences of a group that have a slot."""
         return len(self._groups[group_id].running)
 
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of the sequences that wait."""
+        return self._waiting.num_prompt_tokens
+
     def num_requests_of(self, owner: OwnerId) -> int:
         """Live requests of an owner."""
         return self._ledger.num_requests_of(owner)
