@@ -27,9 +27,10 @@ def test_a_plan_is_cut_some_milliseconds_before_the_step_in_flight_ends() -> Non
     assert now + 0.005 < timing.due_at(20, 0) < now + 0.007
 
 
-def test_more_rows_are_given_more_time() -> None:
-    timing, _ = _steady(1000, 0.030)
-    assert timing.due_at(1000, 0) == pytest.approx(timing.due_at(0, 0) - 0.004)
+def test_many_rows_put_nothing_off() -> None:
+    timing, now = _steady(1000, 0.030)
+    assert timing.due_at(40, 0) > now
+    assert timing.due_at(1000, 0) == 0.0
 
 
 def test_prompts_that_wait_are_given_more_time() -> None:
@@ -58,6 +59,21 @@ def test_what_was_learned_of_longer_steps_does_not_outlive_a_plan_that_came_too_
             timing.sent(1, ends)
             began = now = ends
     assert num_lone <= 2
+
+
+def test_a_host_that_is_late_is_given_more_time_until_it_is_not() -> None:
+    timing, now = _steady(20, 0.010)
+    before = timing.due_at(20, 0) - now
+    for _ in range(20):
+        timing.sent(20, now + 0.0095)  # half a millisecond before the step ends
+        now += 0.010
+        timing.answered(now)
+    assert timing.due_at(20, 0) <= now  # nothing is put off any more
+    for _ in range(2000):
+        timing.sent(20, now)
+        now += 0.010
+        timing.answered(now)
+    assert timing.due_at(20, 0) - now == pytest.approx(before, abs=1e-4)
 
 
 def test_short_steps_put_nothing_off() -> None:

@@ -229,6 +229,8 @@ class EngineLoop:
             self.reset_group(group, str(error))
             return
         group.timing.answered(now)
+        if group.put_off is not None and self.core.num_in_flight(group.group_id) == 0:
+            group.timing.came_late()
         if self._trace.is_recording:
             self._trace.end_step(result.group_id, result.epoch, result.step_id, time_ns())
         self._pump()
