@@ -72,3 +72,13 @@ def test_whatever_is_entered_is_found_until_it_is_forgotten(
             named = entered.get(block)
             assert table.name_of(block) == (named and named[0])
             assert named is None or table.find(*named) == block
+
+
+def test_a_block_that_was_a_child_and_comes_back_without_a_parent_can_be_forgotten() -> None:
+    table = NameTable(3)
+    table.enter(BlockId(1), b"a", NO_PARENT)
+    table.enter(BlockId(2), b"child", BlockId(1))
+    table.forget(BlockId(2))
+    table.enter(BlockId(2), b"b", NO_PARENT)
+    table.forget(BlockId(2))
+    assert table.find(b"b", NO_PARENT) is None

@@ -1,7 +1,7 @@
 """The padded sizes of steps: few, close, and the same for the same plan."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from quire_worker.step_shape import ShapeTable, StepShape
 
@@ -15,6 +15,7 @@ MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN = 300, 4090, 5000  # no multiple of 
     is_decode=st.booleans(),
     max_seq_len=st.integers(1, MAX_MODEL_LEN),
 )
+@example(num_tokens=MAX_NUM_TOKENS, share=0.1, limit=0, is_decode=False, max_seq_len=1)
 def test_every_step_fits_its_shape_and_small_ones_are_captured(
     num_tokens: int, share: float, limit: int, is_decode: bool, max_seq_len: int
 ) -> None:
