@@ -97,7 +97,6 @@ class BeamGroup:
         """Takes all beams out of the group where they run; returns the leader, which waits."""
         for beam in self.by_place:
             group.leave(beam, Status.WAITING if beam is self._leader else Status.FINISHED)
-        del self._leader.block_hashes[self._leader.num_prompt // group.capacity.block_size :]
         self._begin()
         return self._leader
 

@@ -1,16 +1,16 @@
 """The KV blocks of one worker group: who holds each, and what the unheld ones still remember.
 
 A block is *free* (holds nothing worth keeping), *used* (held by at least one sequence) or *cached* (held by nobody,
-but its content is known by hash and can be taken up again). Free + used + cached = total, always. Allocation takes
+but its content is known and can be taken up again). Free + used + cached = total, always. Allocation takes
 free blocks first, then the cached block that was let go longest ago (LRU). The pool knows no sequence and no token.
 
-Reference counting and LRU reuse of hashed blocks follow the automatic prefix caching of vLLM.
+Reference counting and LRU reuse of remembered blocks follow the automatic prefix caching of vLLM.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from quire_scheduler.core.name_table import NameTable
+from quire_scheduler.core.name_table import NamedBlock, NameTable
 from quire_scheduler.core.request import BlockId
 
 
@@ -71,33 +71,42 @@ class BlockPool:
 
     def let_go(self, blocks: Iterable[BlockId]) -> None:
         """One holder less of each, in this order; the last one leaves a block cached if its content is known, else free."""
-        num_holders, name_of, cached = self._num_holders, self._names.name_of, self._cached
+        num_holders, names, cached = self._num_holders, self._names.names, self._cached
         for block in blocks:
             num = num_holders[block] - 1
             assert num >= 0, f"block {block} let go without a holder"
             num_holders[block] = num
             if num == 0:
-                if name_of(block) is not None:
+                if names[block]:
                     cached[block] = None
                 else:
                     self._free.append(block)
 
-    def find(self, content_hash: bytes, parent: BlockId) -> BlockId | None:
-        """The block whose content has this hash, and which follows that of `parent`."""
-        return self._names.find(content_hash, parent)
+    def find(self, content: bytes, parent: NamedBlock) -> NamedBlock | None:
+        """The remembered block with that content after `parent`."""
+        return self._names.find(content, parent)
+
+    def find_prefix(self, content: bytes, width: int, salt: bytes) -> list[BlockId]:
+        """The remembered blocks that start with the start of `content`, `width` bytes each."""
+        return self._names.find_prefix(content, width, salt)
+
+    def named(self, block: BlockId) -> NamedBlock:
+        """A remembered block and its name."""
+        return block, self._names.names[block]
 
     def num_cached_of(self, blocks: Iterable[BlockId]) -> int:
         """How many of the blocks nobody holds, though the prefix cache remembers them."""
         return sum(map(self._cached.__contains__, blocks))
 
-    def remember(self, block: BlockId, content_hash: bytes, parent: BlockId) -> bool:
-        """Names the content of a used block. False when another block has that content already or it has a name."""
+    def remember(self, block: BlockId, content: bytes, parent: NamedBlock) -> NamedBlock | None:
+        """Names a used block by what it holds. None when another one is found there, or nothing is after `parent`."""
         assert self._num_holders[block] > 0, f"block {block} named while nobody holds it"
-        return self._names.enter(block, content_hash, parent)
+        return self._names.enter(block, content, parent)
 
-    def withdraw(self, block: BlockId, content_hash: bytes) -> None:
+    def withdraw(self, named: NamedBlock) -> None:
         """Takes back a name whose content was never written; no effect once the block has moved on."""
-        if self._names.name_of(block) != content_hash:
+        block, name = named
+        if self._names.names[block] != name:
             return
         self._names.forget(block)
         if block in self._cached:

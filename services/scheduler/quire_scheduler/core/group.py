@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from quire_scheduler.core.kv_manager import KVManager, NamedBlock
+from quire_scheduler.core.kv_manager import KVManager
+from quire_scheduler.core.name_table import NamedBlock
 from quire_scheduler.core.request import NO_SLOT, Sequence, SlotId, Status
 
 

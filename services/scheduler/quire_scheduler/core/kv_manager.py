@@ -8,16 +8,12 @@ write into a block that another one holds too (copy-on-write, as in the PagedAtt
 from collections import Counter
 
 from quire.wire.plan import StepPlan
-from quire_scheduler.core.block_hash import block_hashes, chain_hash, root_hash
 from quire_scheduler.core.block_pool import BlockPool
-from quire_scheduler.core.name_table import NO_PARENT
+from quire_scheduler.core.name_table import NO_BLOCK, NamedBlock
 from quire_scheduler.core.request import BlockId, Sequence
 
 KV_GROUP = 0
 """The one group of layers that share a block table; models with several kinds of cache will have more."""
-
-NamedBlock = tuple[BlockId, bytes]
-"""A block and the hash of its content."""
 
 
 class KVManager:
@@ -31,39 +27,29 @@ class KVManager:
 
     def find_prefix(self, sequence: Sequence) -> list[BlockId]:
         """The longest chain of known blocks that starts the sequence; leaves at least one token to compute."""
-        hits: list[BlockId] = []
         if not self._enable_prefix_caching:
-            return hits
-        find, parent = self.pool.find, NO_PARENT
-        for content_hash in block_hashes(
-            sequence, (sequence.num_confirmed - 1) // self.block_size, self.block_size
-        ):
-            block = find(content_hash, parent)
-            if block is None:
-                break
-            hits.append(block)
-            parent = block
-        return hits
+            return []
+        num_blocks = (sequence.num_confirmed - 1) // self.block_size
+        token_ids = sequence.tokens(0, num_blocks * self.block_size)
+        width = self.block_size * token_ids.itemsize
+        return self.pool.find_prefix(token_ids.tobytes(), width, sequence.request.cache_salt)
 
     def can_hold(self, sequence: Sequence, hits: list[BlockId], num_spared: int) -> bool:
         """Whether all known tokens of a waiting sequence fit while `num_spared` blocks stay available."""
-        num_missing = self._num_blocks_for(sequence.num_known) - len(hits)
-        return self.pool.num_available - self.pool.num_cached_of(hits) >= num_missing + num_spared
+        num_needed = self._num_blocks_for(sequence.num_known) - len(hits) + num_spared
+        num_left = self.pool.num_available - num_needed
+        return num_left >= len(hits) or num_left >= self.pool.num_cached_of(hits)
 
     def take_prefix(self, sequence: Sequence, hits: list[BlockId], plan: StepPlan) -> None:
         """Makes the found blocks the start of the sequence's table."""
         assert not sequence.block_table, f"{sequence} has a table already"
         self.pool.hold(hits)
-        slot = sequence.slot
         for block in hits:
-            plan.grants += (slot, KV_GROUP, block)
+            plan.grants += (sequence.slot, KV_GROUP, block)
         sequence.block_table = hits
         sequence.room = len(hits) * self.block_size
         sequence.next_offer_len = sequence.room + self.block_size
-        sequence.last_hash = (
-            sequence.block_hashes[len(hits) - 1] if hits else root_hash(sequence.request.cache_salt)
-        )
-        sequence.last_named = hits[-1] if hits else NO_PARENT
+        sequence.last_named = self.pool.named(hits[-1]) if hits else (NO_BLOCK, sequence.request.cache_salt)
 
     def make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
         """Lets the sequence write its next `num_tokens` positions; False, and no change, if blocks are short."""
@@ -113,8 +99,6 @@ class KVManager:
         """Gives the child its parent's table; whoever writes into the shared tail first copies it."""
         self.pool.hold(parent.block_table)
         child.block_table = list(parent.block_table)
-        child.block_hashes = list(parent.block_hashes)
-        child.last_hash = parent.last_hash
         child.last_named = parent.last_named
         child.next_offer_len = parent.next_offer_len
         parent.room = child.room = parent.num_scheduled
@@ -141,8 +125,8 @@ class KVManager:
 
     def withdraw(self, named: list[NamedBlock]) -> None:
         """Takes back names whose step was never executed."""
-        for block, content_hash in named:
-            self.pool.withdraw(block, content_hash)
+        for each in named:
+            self.pool.withdraw(each)
 
     def end_plan(self) -> None:
         """Lets go of the blocks that this plan copies from; until now none could become another copy's target."""
@@ -151,14 +135,14 @@ class KVManager:
         self._copy_sources.clear()
 
     def _offer_block(self, sequence: Sequence, start: int, named: list[NamedBlock]) -> None:
-        token_ids = sequence.tokens(start, start + self.block_size)
-        content_hash = sequence.last_hash = chain_hash(sequence.last_hash, token_ids)
+        content = sequence.tokens(start, start + self.block_size).tobytes()
         block = sequence.block_at(start // self.block_size)
-        if self.pool.remember(block, content_hash, sequence.last_named):
-            named.append((block, content_hash))
-            sequence.last_named = block
+        named_now = self.pool.remember(block, content, sequence.last_named)
+        if named_now is not None:
+            named.append(named_now)
+            sequence.last_named = named_now
         else:
-            sequence.last_named = self.pool.find(content_hash, sequence.last_named) or block
+            sequence.last_named = self.pool.find(content, sequence.last_named) or sequence.last_named
 
     def _copy_tail(self, sequence: Sequence, index: int, plan: StepPlan) -> None:
         source = sequence.block_table[index]

@@ -18,8 +18,8 @@ from quire.wire.plan import SlotAdmission, StepPlan
 from quire_scheduler.core.beam_group import BeamGroup, put_back
 from quire_scheduler.core.event import MilestoneKind
 from quire_scheduler.core.group import Group, Step
-from quire_scheduler.core.kv_manager import NamedBlock
 from quire_scheduler.core.ledger import Ledger
+from quire_scheduler.core.name_table import NamedBlock
 from quire_scheduler.core.request import BlockId, Sequence, SlotId
 from quire_scheduler.core.stats import Counters
 from quire_scheduler.core.waiting_queue import WaitingQueue

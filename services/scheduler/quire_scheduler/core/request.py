@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quire_scheduler.core.beam_group import BeamGroup
     from quire_scheduler.core.beam_search import BeamParams
     from quire_scheduler.core.group import Group
+    from quire_scheduler.core.name_table import NamedBlock
 
 BlockId = NewType("BlockId", int)
 """A KV block of one worker group, from 1; block 0 is scratch and never granted."""
@@ -159,12 +160,10 @@ class Sequence:
     __slots__ = (
         "_fresh_blocks",
         "_table",
-        "block_hashes",
         "fork_indexes",
         "fork_slots",
         "group",
         "index",
-        "last_hash",
         "last_named",
         "max_len",
         "next_offer_len",
@@ -204,12 +203,8 @@ class Sequence:
         self.num_computed = 0
         self.num_in_flight = 0
         """Rows of this sequence in steps without a result yet."""
-        self.block_hashes: list[bytes] = []
-        """Chain hashes of its first blocks, as far as they were looked up in the prefix cache."""
-        self.last_hash = b""
-        """Chain hash of the last block that was offered to the prefix cache."""
-        self.last_named = BlockId(0)
-        """The block that the prefix cache knows by that hash: this sequence's own, or the first of equal ones."""
+        self.last_named: NamedBlock = BlockId(0), b""
+        """The block that the prefix cache knows by the last content offered: this sequence's own, or the first of equal ones."""
         self.next_offer_len = 0
         """Computed tokens at which the next block of its table is full and offered to the prefix cache."""
         self.fork_indexes: list[int] = []
