@@ -34,7 +34,7 @@ def add_admissions(writer: ColumnWriter, admissions: Sequence[SlotAdmission]) ->
     writer.add("admission_ints", "i", ints, _ADMISSION_INTS)
     writer.add("admission_floats", "f", floats, _ADMISSION_FLOATS)
     writer.add("admission_seeds", "q", [a.seed for a in admissions])
-    writer.add_token_ids("admission_token_ids", token_ids)
+    writer.add_packed("admission_token_ids", token_ids)
     writer.add("admission_stop_token_ids", "i", stop_token_ids)
     _add_biases(writer, admissions)
     constrained = [(number, a.grammar) for number, a in enumerate(admissions) if a.grammar]
@@ -60,7 +60,7 @@ def take_admissions(reader: ColumnReader) -> list[SlotAdmission]:
     ints = reader.take("admission_ints", "i", _ADMISSION_INTS)
     floats = reader.take_floats("admission_floats", _ADMISSION_FLOATS)
     seeds = reader.take("admission_seeds", "q")
-    token_ids = reader.take_token_ids("admission_token_ids")
+    token_ids = reader.take_packed("admission_token_ids", "I")
     stop_token_ids = reader.take("admission_stop_token_ids", "i")
     num_admissions = len(seeds)
     grammars = _take_grammars(reader, num_admissions)

@@ -25,7 +25,7 @@ def encode_plan(plan: StepPlan) -> list[Buffer]:
     writer.add("scheduled_slots", "i", plan.scheduled_slots)
     writer.add("scheduled_tokens", "i", plan.scheduled_tokens)
     writer.add("choices", "i", plan.choices, 3)
-    writer.add("grants", "i", plan.grants, 3)
+    writer.add_packed("grants", plan.grants, 3)
     writer.add("releases", "i", plan.releases)
     writer.add("copies", "i", plan.copies, 5)
     writer.add("forks", "i", plan.forks, 3)
@@ -48,7 +48,7 @@ def decode_plan(frames: Sequence[Buffer]) -> StepPlan:
         scheduled_slots=reader.take("scheduled_slots", "i"),
         scheduled_tokens=reader.take("scheduled_tokens", "i"),
         choices=reader.take("choices", "i", 3),
-        grants=reader.take("grants", "i", 3),
+        grants=reader.take_packed("grants", "i", 3),
         releases=reader.take("releases", "i"),
         copies=reader.take("copies", "i", 5),
         forks=reader.take("forks", "i", 3),

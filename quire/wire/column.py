@@ -19,6 +19,7 @@ _TYPE_OF_CODE = {
     "B": step_pb2.TENSOR_TYPE_UINT8,
 }
 _CODE_OF_TYPE = {tensor_type: code for code, tensor_type in _TYPE_OF_CODE.items()}
+_SIZE_OF_CODE = {code: array(code).itemsize for code in _TYPE_OF_CODE}
 
 Buffer = bytes | bytearray | memoryview
 Column = memoryview
@@ -39,22 +40,24 @@ class ColumnWriter:
         self._buffers: list[Buffer] = []
 
     def add(self, name: str, code: str, values: Sequence[int] | Sequence[float], width: int = 1) -> None:
-        if not values:
-            return
-        num_rows, rest = divmod(len(values), width)
-        assert rest == 0, f"column {name} holds {len(values)} values in rows of {width}"
-        shape = (num_rows,) if width == 1 else (num_rows, width)
-        self._header.tensors.add(name=name, type=_TYPE_OF_CODE[code], shape=shape)
-        self._buffers.append(array(code, values).tobytes())
+        if values:
+            self._describe(name, code, len(values), width)
+            self._buffers.append(array(code, values).tobytes())
 
-    def add_token_ids(self, name: str, token_ids: "array[int]") -> None:
-        """A column that is packed already, unsigned: token ids are below 2^31, so their bytes are those of int32."""
-        if token_ids:
-            self._header.tensors.add(name=name, type=step_pb2.TENSOR_TYPE_INT32, shape=(len(token_ids),))
-            self._buffers.append(token_ids.tobytes())
+    def add_packed(self, name: str, values: "array[int]", width: int = 1) -> None:
+        """A column of int32 that is packed already, if need be as unsigned ones below 2^31, which have the same bytes."""
+        if values:
+            self._describe(name, "i", len(values), width)
+            self._buffers.append(values.tobytes())
 
     def frames(self) -> list[Buffer]:
         return [self._header.SerializeToString(), *self._buffers]
+
+    def _describe(self, name: str, code: str, num_values: int, width: int) -> None:
+        num_rows, rest = divmod(num_values, width)
+        assert rest == 0, f"column {name} holds {num_values} values in rows of {width}"
+        shape = (num_rows,) if width == 1 else (num_rows, width)
+        self._header.tensors.add(name=name, type=_TYPE_OF_CODE[code], shape=shape)
 
 
 class ColumnReader:
@@ -72,11 +75,11 @@ class ColumnReader:
     def take(self, name: str, code: str, width: int = 1) -> list[int]:
         return self._take(name, code, width).tolist()
 
-    def take_token_ids(self, name: str) -> "array[int]":
-        """A column that stays packed: prompts are long, and nobody looks at their tokens one by one."""
-        token_ids = array("I")
-        token_ids.frombytes(self._take(name, "i", 1).tobytes())
-        return token_ids
+    def take_packed(self, name: str, code: Literal["i", "I"], width: int = 1) -> "array[int]":
+        """A column of int32 that stays packed, for what is long and not looked at one by one."""
+        values = array(code)
+        values.frombytes(self._take(name, "i", width).tobytes())
+        return values
 
     def take_bytes(self, name: str) -> bytes:
         return self._take(name, "B", 1).tobytes()
@@ -105,19 +108,11 @@ def _checked_column(descriptor: step_pb2.TensorDescriptor, buffer: Buffer) -> tu
     code = _CODE_OF_TYPE.get(descriptor.type)
     if code is None:
         raise FrameError(f"tensor {descriptor.name!r} has unknown type {descriptor.type}")
-    if len(descriptor.shape) not in (1, 2):
-        raise FrameError(
-            f"tensor {descriptor.name!r} has {len(descriptor.shape)} dimensions, at most 2 are allowed"
-        )
-    num_rows, width = descriptor.shape[0], (descriptor.shape[1] if len(descriptor.shape) == 2 else 1)
+    shape = descriptor.shape[:]
+    if len(shape) not in (1, 2):
+        raise FrameError(f"tensor {descriptor.name!r} has {len(shape)} dimensions, at most 2 are allowed")
+    num_rows, width = shape if len(shape) == 2 else (shape[0], 1)
     raw = memoryview(buffer)
-    if raw.nbytes != num_rows * width * array(code).itemsize:
-        raise FrameError(
-            f"tensor {descriptor.name!r} of shape {list(descriptor.shape)} has {raw.nbytes} bytes"
-        )
-    return code, width, _view(raw, code)
-
-
-def _view(raw: memoryview, code: str) -> Column:
-    """The bytes as elements, in place."""
-    return raw.cast("B").cast(cast(Literal["i"], code))
+    if raw.nbytes != num_rows * width * _SIZE_OF_CODE[code]:
+        raise FrameError(f"tensor {descriptor.name!r} of shape {shape} has {raw.nbytes} bytes")
+    return code, width, raw.cast("B").cast(cast('Literal["i"]', code))

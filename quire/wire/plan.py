@@ -18,6 +18,7 @@ the tokens its slot knows; a forked child draws one from its parent's logits in 
 sequence index. A row of a beam search draws none: it brings the likeliest tokens, and waits there for its choice.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -96,8 +97,8 @@ class StepPlan:
     choices: list[int] = field(default_factory=list)
     """Flat triples (parent slot, slot, token). Parents are seen as they were before any choice; a slot that is its own
     parent only gets the token, and none that is another's parent is overwritten."""
-    grants: list[int] = field(default_factory=list)
-    """Flat triples (slot, KV group, block)."""
+    grants: "array[int]" = field(default_factory=lambda: array("i"))
+    """Flat triples (slot, KV group, block), packed: hundreds of them for a cached prompt."""
     copies: list[int] = field(default_factory=list)
     """Flat quintuples (slot, KV group, index in the block table, source block, destination block)."""
     forks: list[int] = field(default_factory=list)
@@ -105,6 +106,9 @@ class StepPlan:
     scheduled_slots: list[int] = field(default_factory=list)
     scheduled_tokens: list[int] = field(default_factory=list)
     """Tokens to compute, beside `scheduled_slots`; at least 1."""
+
+    def __post_init__(self) -> None:
+        self.grants = array("i", self.grants)
 
     @property
     def num_rows(self) -> int:

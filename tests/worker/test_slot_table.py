@@ -1,5 +1,6 @@
 """What the slot table refuses, and what a step looks like to a forward pass."""
 
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_slot_can_be_released_and_admitted_in_one_plan() -> None:
     table = _table()
     plan = _plan(releases=[0], **_admit(slot=0, token_ids=[1, 2]), grants=[0, 0, 5], **_schedule((0, 2)))
     changes = table.update(plan)
-    assert changes.grants == Grants([0], [0], [5]), "the new table begins anew"
+    assert changes.grants == Grants(array("i", (0, 0, 5))), "the new table begins anew"
     assert table.advance(plan, changes).token_ids.tolist() == [1, 2]
 
 
@@ -194,7 +195,7 @@ def test_copied_block_replaces_the_shared_one() -> None:
     plan = _plan(copies=[2, 0, 1, 2, 6], **_schedule((2, 1)))
     changes = table.update(plan)
     assert changes.copies == [(2, 6)]
-    assert changes.grants == Grants([2], [1], [6])
+    assert changes.grants == Grants(array("i", (2, 1, 6)))
     assert table.advance(plan, changes).token_ids.tolist() == [-1]
     with pytest.raises(PlanError, match="does not hold block 2 at 1"):
         table.update(_plan(copies=[2, 0, 1, 2, 7]))

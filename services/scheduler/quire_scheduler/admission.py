@@ -9,7 +9,7 @@ from quire.sampling_rules import check_bad_words, check_draws, require
 from quire.structured_outputs import MAX_CONSTRAINT_BYTES
 from quire.v1 import sampling_pb2, scheduler_pb2
 from quire_scheduler.beam_admission import beam_search_of
-from quire_scheduler.core import OwnerId, Request, Sampling, TokenIds, token_ids_of
+from quire_scheduler.core import OwnerId, Request, Sampling, token_ids_of
 
 _RETRY_AFTER_MS = 1000
 _MAX_REQUEST_ID_BYTES = 256
@@ -20,7 +20,7 @@ def build_request(
 ) -> Request:
     """The core's request for an admission. Raises a `QuireError` that names the rule it breaks."""
     _check_state(state)
-    prompt = token_ids_of(admission.prompt_token_ids)
+    prompt = admission.prompt_token_ids[:]
     _check_prompt(prompt, state)
     beam_params = None
     if admission.HasField("beam_search_params"):
@@ -39,7 +39,7 @@ def build_request(
         handle=admission.handle,
         request_id=admission.request_id,
         tenant=admission.tenant,
-        prompt_token_ids=prompt,
+        prompt_token_ids=token_ids_of(prompt),
         sampling=sampling,
         priority=admission.priority,
         resumed=resumed,
@@ -62,7 +62,7 @@ def _check_state(state: scheduler_pb2.ServingState) -> None:
         raise Unavailable("no worker has registered yet", retry_after_ms=_RETRY_AFTER_MS)
 
 
-def _check_prompt(prompt: TokenIds, state: scheduler_pb2.ServingState) -> None:
+def _check_prompt(prompt: list[int], state: scheduler_pb2.ServingState) -> None:
     if not prompt:
         raise InvalidRequest("prompt is empty: it needs at least one token", field="prompt")
     if max(prompt) >= state.vocab_size:

@@ -46,15 +46,14 @@ _NOTHING = StepColumns(
     num_candidates=_NO_INTS,
     plan_rows=_NO_INTS,
     max_seq_len=0,
+    is_decode=False,
 )
 _NO_CHANGES = SlotChanges(
-    releases=[], admissions=[], choices=[], grants=Grants([], [], []), copies=[], forks=[]
+    releases=[], admissions=[], choices=[], grants=Grants(array("i")), copies=[], forks=[]
 )
 
 _CHANGES_ROOM = 2**15
 """Most int32 of changes that travel with the rows of a step; more have a copy of their own."""
-
-_INT_SIZE = array("i").itemsize
 
 _ADMISSION_RECORD = Struct("<6i3fiq3fi")
 """As `quire_kernels.slots.reference.admit_slots` describes it."""
@@ -275,7 +274,7 @@ def _split(packed: Array, num_tokens: int, num_rows: int) -> list[Array]:
 
 def _any_loaded(changes: SlotChanges) -> bool:
     """Whether there is anything that travels as `quire_kernels.slots.reference.enter_changes` describes it."""
-    return bool(changes.admissions) or bool(changes.grants.slots)
+    return bool(changes.admissions) or bool(changes.grants)
 
 
 def _pack_changes(changes: SlotChanges) -> np.ndarray:
@@ -285,14 +284,9 @@ def _pack_changes(changes: SlotChanges) -> np.ndarray:
     for admission in changes.admissions:
         records.append(_admission_record(admission, len(stops)))
         stops += admission.stop_token_ids
-    grants = changes.grants
-    triples = array("i", bytes(_INT_SIZE * 3 * len(grants)))
-    triples[0::3] = array("i", grants.slots)
-    triples[1::3] = array("i", grants.indexes)
-    triples[2::3] = array("i", grants.blocks)
-    told = array("i", stops) + triples
+    told = array("i", stops) + changes.grants.triples
     told.frombytes(b"".join(records))
-    told.extend((len(stops), len(grants), len(records)))
+    told.extend((len(stops), len(changes.grants), len(records)))
     return np.frombuffer(told, dtype=np.int32)
 
 

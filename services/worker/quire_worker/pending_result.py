@@ -8,7 +8,6 @@ and until then the step is not ready.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from quire_kernels import NO_TOKEN_LEFT
 from torch import Tensor
@@ -116,20 +115,20 @@ class PendingResult:
         for each in self._bound_rows:
             if each.grammar.error:
                 tokens[each.row] = -1
-        row_of_plan_row = np.empty_like(self._columns.plan_rows)
-        row_of_plan_row[self._columns.plan_rows] = np.arange(len(row_of_plan_row))
-        drawn = [tokens[row] for row in row_of_plan_row.tolist()]
+        rows = self._columns.plan_rows.argsort().tolist()
+        drawn = [tokens[row] for row in rows]
+        every_row_drew = min(drawn) >= 0
         result = StepResult(
             group_id=self.plan.group_id,
             epoch=self.plan.epoch,
             step_id=self.plan.step_id,
-            num_tokens=[int(token >= 0) for token in drawn],
-            token_ids=[token for token in drawn if token >= 0],
-            failures=self._failures(tokens),
+            num_tokens=[1] * len(drawn) if every_row_drew else [int(token >= 0) for token in drawn],
+            token_ids=drawn if every_row_drew else [token for token in drawn if token >= 0],
+            failures=[] if every_row_drew else self._failures(tokens),
         )
         outcome = self.draw()
         if outcome.logprobs is not None:
-            self._add_logprobs(result, outcome.logprobs, drawn, row_of_plan_row.tolist())
+            self._add_logprobs(result, outcome.logprobs, drawn, rows)
         if outcome.candidates is not None:
             self._add_candidates(result, outcome.candidates)
         if self._prompt_logprobs is not None:

@@ -6,6 +6,7 @@ misses is compiled by its first launch. Knows shapes and the step; nothing of ho
 """
 
 import os
+from array import array
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -99,7 +100,7 @@ def changes_of(number: int) -> SlotChanges:
         releases=[],
         admissions=[_ADMISSION],
         choices=[],
-        grants=Grants([0] * number, list(range(number)), [0] * number),
+        grants=Grants(array("i", [each for index in range(number) for each in (0, index, 0)])),
         copies=[(0, 0)] * number,
         forks=[(0, 1, 0)],
     )

@@ -6,6 +6,7 @@ the device knows, and it drops what an ended slot would still do. Knows no model
 plan that cannot be right raises `PlanError` before anything runs.
 """
 
+from array import array
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -39,21 +40,19 @@ class SlotChanges:
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """Places of block tables and what they hold from now on, no place twice; columns side by side."""
+    """Places of block tables and what they hold from now on, no place twice."""
 
-    slots: list[int]
-    indexes: list[int]
-    """Places in the slots' tables."""
-    blocks: list[int]
+    triples: "array[int]"
+    """Flat: slot, index in its table, block."""
 
     def __len__(self) -> int:
-        return len(self.slots)
+        return len(self.triples) // 3
 
     def then(self, copied: list[tuple[int, int, int]]) -> "Grants":
         """These, and (slot, index, block) that come after them: of several for one place the last one counts."""
-        block_at = dict(zip(zip(self.slots, self.indexes, strict=True), self.blocks, strict=True))
-        block_at |= {(slot, index): block for slot, index, block in copied}
-        return Grants([slot for slot, _ in block_at], [index for _, index in block_at], [*block_at.values()])
+        granted = zip(*[iter(self.triples)] * 3, strict=True)
+        block_at = {(slot, index): block for slot, index, block in (*granted, *copied)}
+        return Grants(array("i", [each for place, block in block_at.items() for each in (*place, block)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +89,8 @@ class StepColumns:
     prompt_stretches: tuple[PromptStretch, ...] = ()
     max_seq_len: int
     """Length of the longest sequence after the step."""
+    is_decode: bool
+    """Whether row i has exactly token i."""
 
     @property
     def num_rows(self) -> int:
@@ -100,11 +101,6 @@ class StepColumns:
     def num_tokens(self) -> int:
         """T."""
         return len(self.token_ids)
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether row i has exactly token i."""
-        return self.num_rows == self.num_tokens and bool((self.advances == 1).all())
 
 
 class SlotTable:
@@ -130,6 +126,8 @@ class SlotTable:
         self._prompt_lens = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_candidates = np.zeros(max_num_seqs, dtype=np.int64)
         self._is_used = np.zeros(max_num_seqs, dtype=bool)
+        self._reported: set[int] = set()
+        """Slots whose prompts' log-probabilities are wanted: few, and none in most steps."""
 
     @property
     def num_used_slots(self) -> int:
@@ -139,11 +137,13 @@ class SlotTable:
     def clear(self) -> None:
         """Empties every slot."""
         self._is_used[:] = False
+        self._reported.clear()
 
     def update(self, plan: StepPlan) -> SlotChanges:
         """Releases, admits, grants, copies and forks; returns what the device must follow."""
         for slot in plan.releases:
             self._is_used[self._checked(slot)] = False
+            self._reported.discard(slot)
         for admission in plan.admissions:
             self._admit(admission)
         choices = list(zip(*[iter(plan.choices)] * 3, strict=True))
@@ -171,30 +171,32 @@ class SlotTable:
         slots = np.array(plan.scheduled_slots, dtype=np.int64)
         query_lens = np.array(plan.scheduled_tokens, dtype=np.int64)
         self._check_schedule(slots, query_lens)
-        plan_rows = np.arange(len(slots) + len(changes.forks))
-        if not changes.forks and query_lens.max() == 1:
-            plan_rows = np.argsort(-self._num_computed[slots], kind="stable")
+        is_decode = not changes.forks and query_lens.max() == 1
+        if is_decode:
+            plan_rows = (-self._num_computed[slots]).argsort(kind="stable")
             slots = slots[plan_rows]
+        else:
+            plan_rows = np.arange(len(slots) + len(changes.forks))
         starts = self._num_computed[slots]
         ends = starts + query_lens
         reaches_end = ends == self._num_known[slots]
-        draws = reaches_end & (self._num_candidates[slots] == 0)
+        num_candidates = self._num_candidates[slots] * reaches_end
         query_start_loc = np.zeros(len(slots) + 1, dtype=np.int64)
-        np.cumsum(query_lens, out=query_start_loc[1:])
-        token_rows = np.repeat(np.arange(len(slots)), query_lens)
+        query_lens.cumsum(out=query_start_loc[1:])
         columns = StepColumns(
             slots=slots,
             advances=query_lens,
             query_start_loc=query_start_loc,
             logits_rows=query_start_loc[1:] - 1,
-            draws=draws,
+            draws=reaches_end & (num_candidates == 0),
             token_ids=self._token_ids(slots, starts, ends, query_start_loc),
-            token_rows=token_rows,
+            token_rows=np.arange(len(slots)).repeat(query_lens),
             num_logprobs=self._num_logprobs[slots],
-            num_candidates=np.where(reaches_end, self._num_candidates[slots], 0),
+            num_candidates=num_candidates,
             plan_rows=plan_rows,
             prompt_stretches=self._prompt_stretches(slots, starts, ends, query_start_loc),
             max_seq_len=int(ends.max()),
+            is_decode=bool(is_decode),
         )
         if changes.forks:
             columns = self._with_children(columns, changes)
@@ -204,7 +206,7 @@ class SlotTable:
 
     def _token_ids(self, slots: Ints, starts: Ints, ends: Ints, query_start_loc: Ints) -> Ints:
         token_ids = np.full(int(query_start_loc[-1]), -1, dtype=np.int64)
-        for row in np.flatnonzero(starts < self._num_given[slots]).tolist():
+        for row in (starts < self._num_given[slots]).nonzero()[0].tolist():
             given = self._given_tokens[slots[row]][starts[row] : ends[row]]
             token_ids[query_start_loc[row] : query_start_loc[row] + len(given)] = given
         return token_ids
@@ -212,6 +214,8 @@ class SlotTable:
     def _prompt_stretches(
         self, slots: Ints, starts: Ints, ends: Ints, query_start_loc: Ints
     ) -> tuple[PromptStretch, ...]:
+        if not self._reported:
+            return ()
         last = self._prompt_lens[slots] - 1
         wanted = (self._num_prompt_logprobs[slots] != NO_LOGPROBS) & (starts < last)
         stretches: list[PromptStretch] = []
@@ -250,6 +254,7 @@ class SlotTable:
             plan_rows=columns.plan_rows,
             prompt_stretches=columns.prompt_stretches,
             max_seq_len=columns.max_seq_len,
+            is_decode=False,
         )
 
     def _admit(self, admission: SlotAdmission) -> None:
@@ -265,7 +270,7 @@ class SlotTable:
         if not 0 <= admission.num_computed_tokens < num_tokens:
             raise PlanError(f"admission with {admission.num_computed_tokens} of {num_tokens} tokens computed")
         token_ids = np.array(admission.token_ids, dtype=np.int64)
-        if token_ids.min() < 0 or token_ids.max() >= self._vocab_size:
+        if token_ids.view(np.uint64).max() >= self._vocab_size:  # negative ones are the largest there
             raise PlanError(
                 f"admission of tokens {token_ids.min()} to {token_ids.max()}: the vocabulary size is {self._vocab_size}"
             )
@@ -278,6 +283,8 @@ class SlotTable:
         self._num_table_blocks[slot] = 0
         self._num_logprobs[slot] = admission.num_logprobs
         self._num_prompt_logprobs[slot] = admission.num_prompt_logprobs
+        if admission.num_prompt_logprobs != NO_LOGPROBS:
+            self._reported.add(slot)
         self._prompt_lens[slot] = min(admission.prompt_len, num_tokens)
         if not 0 <= admission.num_candidates <= self._vocab_size:
             raise PlanError(
@@ -312,9 +319,9 @@ class SlotTable:
         if max(map(len, admission.bad_words), default=1) > MAX_BAD_WORD_TOKENS:
             raise PlanError(f"admission with a bad word of more than {MAX_BAD_WORD_TOKENS} tokens")
 
-    def _grant(self, grants: list[int]) -> Grants:
+    def _grant(self, grants: "array[int]") -> Grants:
         """Appends blocks to tables; those for one slot come together, hundreds of them for a cached prompt."""
-        slots, kv_groups, blocks = grants[0::3], grants[1::3], grants[2::3]
+        slots, kv_groups, blocks = grants[0::3], grants[1::3], grants[2::3].tolist()
         for kv_group in set(kv_groups):
             self._check_kv_group(kv_group)
         if blocks:
@@ -333,7 +340,9 @@ class SlotTable:
             table += blocks[len(indexes) : len(indexes) + stop - start]
             indexes += range(start, stop)
             self._num_table_blocks[slot] = stop
-        return Grants(slots, indexes, blocks)
+        placed = grants[:]
+        placed[1::3] = array("i", indexes)
+        return Grants(placed)
 
     def _copy_block(
         self, slot: int, kv_group: int, index: int, source: int, destination: int
@@ -363,7 +372,8 @@ class SlotTable:
     def _check_schedule(self, slots: Ints, query_lens: Ints) -> None:
         if len(slots) == 0:
             raise PlanError("a plan that schedules nothing")
-        if slots.min() < 0 or slots.max() >= len(self._is_used) or not self._is_used[slots].all():
+        is_outside = slots.view(np.uint64).max() >= len(self._is_used)  # negative ones are the largest there
+        if is_outside or not self._is_used[slots].all():
             raise PlanError("a plan that schedules an empty slot")
         if query_lens.min() < 1 or np.bincount(slots).max() > 1:
             raise PlanError("a plan that schedules a slot twice or by no token")

@@ -5,6 +5,7 @@ must follow is written into the plan as it is made: grants of new blocks, and co
 write into a block that another one holds too (copy-on-write, as in the PagedAttention paper, SOSP 2023).
 """
 
+from array import array
 from collections import Counter
 
 from quire.wire.plan import StepPlan
@@ -44,8 +45,7 @@ class KVManager:
         """Makes the found blocks the start of the sequence's table."""
         assert not sequence.block_table, f"{sequence} has a table already"
         self.pool.hold(hits)
-        for block in hits:
-            plan.grants += (sequence.slot, KV_GROUP, block)
+        _grant(sequence, hits, plan)
         sequence.block_table = hits
         sequence.room = len(hits) * self.block_size
         sequence.next_offer_len = sequence.room + self.block_size
@@ -65,10 +65,10 @@ class KVManager:
             return False
         if shares_tail:
             self._copy_tail(sequence, start // self.block_size, plan)
-        for _ in range(num_missing):
-            block = self.pool.allocate()
-            table.append(block)
-            plan.grants += (sequence.slot, KV_GROUP, block)
+        if num_missing:
+            fresh = [self.pool.allocate() for _ in range(num_missing)]
+            table += fresh
+            _grant(sequence, fresh, plan)
         sequence.room = len(table) * self.block_size
         return True
 
@@ -92,7 +92,7 @@ class KVManager:
         block = self.pool.allocate()
         sequence.append_block(block)
         sequence.room = sequence.num_scheduled + self.block_size
-        plan.grants += (sequence.slot, KV_GROUP, block)
+        plan.grants.extend((sequence.slot, KV_GROUP, block))
         return True
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
@@ -156,3 +156,10 @@ class KVManager:
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
+
+
+def _grant(sequence: Sequence, blocks: list[BlockId], plan: StepPlan) -> None:
+    """Tells the worker of blocks at the end of a table."""
+    triples = array("i", (sequence.slot, KV_GROUP, 0)) * len(blocks)
+    triples[2::3] = array("i", blocks)
+    plan.grants += triples
