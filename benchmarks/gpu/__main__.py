@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.gpu.case import CASES, GROUPS
 from benchmarks.gpu.part import Device, Options, probe, run_parts
 from benchmarks.gpu.result import RESULTS, SHARES, Row, commit, merge_rows, table
+from benchmarks.gpu.workload import STREAMS
 
 
 def main(argv: list[str]) -> int:
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
         tiny=arguments.tiny,
         num_tokenizers=arguments.tokenizers,
         num_clients=arguments.clients,
+        streams=tuple(arguments.streams),
     )
     tree = arguments.commit or commit()
     rows, failed = [replace(row, commit=tree) for row in _device_rows(device)], []
@@ -77,9 +79,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--tokenizers", type=int, default=quarter, help=f"tokenizer processes (default: {quarter})"
     )
     parser.add_argument("--clients", type=int, default=quarter, help=f"client processes (default: {quarter})")
+    parser.add_argument(
+        "--streams", nargs="+", type=int, default=STREAMS, metavar="N",
+        help=f"closed loops of B and C (default: {' '.join(map(str, STREAMS))})",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/<gpu>.json)")
     parser.add_argument("--commit", help="what to call the tree, where it is a copy without its repository")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if min(arguments.streams) < 1:
+        parser.error(f"argument --streams: {min(arguments.streams)} must be at least 1")
+    return arguments
 
 
 def _names(asked: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from benchmarks.gpu import model as models
 from benchmarks.gpu.case import CASES, Place
 from benchmarks.gpu.floor import Floor, Rates
 from benchmarks.gpu.result import Row
-from benchmarks.gpu.workload import Size
+from benchmarks.gpu.workload import STREAMS, Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,8 @@ class Options:
     tiny: bool
     num_tokenizers: int
     num_clients: int
+    streams: tuple[int, ...] = STREAMS
+    """The closed loops of B and C."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +118,15 @@ def _opened(place: Place, model: models.Model, floor: Floor, size: Size, options
 
             worker = WorkerAlone(model)
             print(f"{model.name}: loaded in {worker.load_s:.1f} s", flush=True)
-            yield WorkerCases(worker, floor, size, options.seed, options.repeats)
+            yield WorkerCases(worker, floor, size, options.seed, options.repeats, options.streams)
         case Place.STACK:
             from benchmarks.gpu.stack import Stack
             from benchmarks.gpu.stack_case import StackCases
 
             stack = Stack(model, options.num_tokenizers)
-            cases = StackCases(stack, floor, size, options.seed, options.repeats, options.num_clients)
+            cases = StackCases(
+                stack, floor, size, options.seed, options.repeats, options.num_clients, options.streams
+            )
             with closing(cases):
                 yield cases
         case Place.START:

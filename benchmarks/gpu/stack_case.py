@@ -27,9 +27,17 @@ class StackCases:
     """The cases of one running stack."""
 
     def __init__(
-        self, stack: Stack, floor: Floor, size: Size, seed: int, repeats: int, num_clients: int
+        self,
+        stack: Stack,
+        floor: Floor,
+        size: Size,
+        seed: int,
+        repeats: int,
+        num_clients: int,
+        streams: tuple[int, ...] = workload.STREAMS,
     ) -> None:
         self._stack = stack
+        self._streams = streams
         self._num_clients = num_clients
         self._floor = floor
         self._size = size
@@ -46,26 +54,13 @@ class StackCases:
         self._runner.close()
 
     def chat(self, title: str) -> list[Row]:
-        """Workloads B and C as closed loops of 1,000, of 256 and of one."""
-        asks = workload.chat(self._size, self._seed)
-        self._run(asks[:_NUM_WARM_UP_REQUESTS], Load(num_streams=_NUM_WARM_UP_REQUESTS), "warm-up")
-        some = self._size.count(256)
-        return [
-            *self._closed_loop(title, asks, len(asks), f"{len(asks)} streams"),
-            *self._closed_loop(title, asks, some, f"{some} streams"),
-            *self._closed_loop(title, asks[: workload.NUM_LONE_REQUESTS], 1, "1 stream", repeats=1),
-        ]
+        """Workloads B and C as closed loops."""
+        return self._closed_loops(title, self._streams)
 
     def chat_http(self, title: str) -> list[Row]:
-        """The closed loops of 256 and 1,000 over `/v1/completions` with server-sent events."""
-        asks = workload.chat(self._size, self._seed)
-        over, address = HTTP, self._stack.http_address
-        self._run(asks[:_NUM_WARM_UP_REQUESTS], Load(num_streams=_NUM_WARM_UP_REQUESTS), "warm-up", address)
-        some = self._size.count(256)
-        return [
-            *self._closed_loop(title, asks, len(asks), f"{len(asks)} streams", over=over, address=address),
-            *self._closed_loop(title, asks, some, f"{some} streams", over=over, address=address),
-        ]
+        """The closed loops of several streams over `/v1/completions` with server-sent events."""
+        several = tuple(num_streams for num_streams in self._streams if num_streams > 1)
+        return self._closed_loops(title, several, over=HTTP, address=self._stack.http_address)
 
     def structured(self, title: str) -> list[Row]:
         """Workload S, as free text and under its schema."""
@@ -88,6 +83,19 @@ class StackCases:
         name = f"Poisson {_ARRIVALS_PER_S:.0f} requests/s"
         summary = self._run(asks, Load(num_streams=len(asks), arrivals_s=arrivals_s), name)
         return _latency_rows(title + FRONT_DOOR, name, summary)
+
+    def _closed_loops(
+        self, title: str, streams: tuple[int, ...], *, over: str = "", address: str | None = None
+    ) -> list[Row]:
+        warm_up = workload.chat(self._size, self._seed)[:_NUM_WARM_UP_REQUESTS]
+        self._run(warm_up, Load(num_streams=len(warm_up)), "warm-up", address)
+        rows: list[Row] = []
+        for num_streams, load, asks in workload.closed_loops(self._size, self._seed, streams):
+            repeats = 1 if num_streams == 1 else None
+            rows += self._closed_loop(
+                title, asks, num_streams, load, repeats=repeats, over=over, address=address
+            )
+        return rows
 
     def _closed_loop(
         self,

@@ -12,6 +12,7 @@ from benchmarks.gpu.workload import Ask, Size
 _NUM_SHORT_REPEATS = 15
 """Repetitions of what takes milliseconds."""
 _NUM_DECODE_STEPS = 64
+_NUM_WARM_UP_REQUESTS = 64
 _REST_S = 0.1
 """Before each of two prompts whose times are compared: right after thousands of tokens the chip is at its power limit, and
 whatever comes first then takes up to 0.6 ms longer (one H200)."""
@@ -20,12 +21,21 @@ whatever comes first then takes up to 0.6 ms longer (one H200)."""
 class WorkerCases:
     """The cases of one loaded model."""
 
-    def __init__(self, worker: WorkerAlone, floor: Floor, size: Size, seed: int, repeats: int) -> None:
+    def __init__(
+        self,
+        worker: WorkerAlone,
+        floor: Floor,
+        size: Size,
+        seed: int,
+        repeats: int,
+        streams: tuple[int, ...] = workload.STREAMS,
+    ) -> None:
         self._worker = worker
         self._floor = floor
         self._size = size
         self._seed = seed
         self._repeats = repeats
+        self._streams = streams
 
     def uniform(self, name: str) -> list[Row]:
         """Workload A, and what of the KV cache it leaves unused."""
@@ -39,15 +49,14 @@ class WorkerCases:
         return [self._throughput(name, asks, len(asks), "all at once")]
 
     def chat(self, name: str) -> list[Row]:
-        """Workloads B and C: all at once, and closed loops of 256 and of one."""
-        asks = workload.chat(self._size, self._seed)
-        lone = asks[: workload.NUM_LONE_REQUESTS]
-        return [
-            *self._waste(name, asks),
-            self._throughput(name, asks, len(asks), f"{len(asks)} streams"),
-            self._throughput(name, asks, self._size.count(256), f"{self._size.count(256)} streams"),
-            self._throughput(name, lone, 1, "1 stream", repeats=1),
-        ]
+        """Workload B, and what of the KV cache it leaves unused."""
+        return [*self._waste(name, workload.chat(self._size, self._seed)), *self._closed_loops(name)]
+
+    def chat_warmed(self, name: str) -> list[Row]:
+        """Workload C."""
+        warm_up = workload.chat(self._size, self._seed)[:_NUM_WARM_UP_REQUESTS]
+        self._worker.run(warm_up, len(warm_up))
+        return self._closed_loops(name)
 
     def structured(self, name: str) -> list[Row]:
         """Workload S, as free text and under its schema, in turns."""
@@ -132,6 +141,12 @@ class WorkerCases:
             _ms(f"{name}, time to first token", loads[1], median(short_s), self._floor.first_token_s(num_new)),
             Row(case=f"{name}, ratio", load=loads[0], value=median(long_s) / median(short_s), unit="x"),
         ]  # fmt: skip
+
+    def _closed_loops(self, name: str) -> list[Row]:
+        return [
+            self._throughput(name, asks, num_streams, load, repeats=1 if num_streams == 1 else None)
+            for num_streams, load, asks in workload.closed_loops(self._size, self._seed, self._streams)
+        ]
 
     def _throughput(
         self, name: str, asks: list[Ask], num_streams: int, load: str, repeats: int | None = None

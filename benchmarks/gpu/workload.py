@@ -14,6 +14,8 @@ from typing import Any
 SHORTEST, LONGEST = 4, 1024
 TINY_DIVISOR = 16
 """By how much `--tiny` shortens prompts and outputs."""
+STREAMS = (1000, 256, 1)
+"""Closed loops of the chat-like workloads: this many requests at a time."""
 NUM_LONE_REQUESTS = 20
 """One-stream rows use this many of a workload's first requests."""
 
@@ -87,6 +89,19 @@ def chat(size: Size, seed: int) -> list[Ask]:
     draw = random.Random(seed)
     columns = [_log_normal(draw, sigma, mean, size.count(1000)) for sigma, mean in ((1.1, 220), (0.9, 190))]
     return _asks(size, draw, list(zip(*columns, strict=True)), {"temperature": 0.0})
+
+
+def closed_loops(size: Size, seed: int, streams: tuple[int, ...]) -> list[tuple[int, str, list[Ask]]]:
+    """Workloads B and C in closed loops: how many requests at a time, how the load is called, and the requests."""
+    asks = chat(size, seed)
+    loops: list[tuple[int, str, list[Ask]]] = []
+    for wanted in streams:
+        if wanted == 1:
+            loops.append((1, "1 stream", asks[:NUM_LONE_REQUESTS]))
+        else:
+            num_streams = size.count(wanted)
+            loops.append((num_streams, f"{num_streams} streams", asks))
+    return loops
 
 
 def single(size: Size, seed: int) -> list[Ask]:

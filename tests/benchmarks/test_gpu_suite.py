@@ -7,6 +7,7 @@ import pytest
 from quire_tokenizer.text_codec import load_text_codec
 
 from benchmarks.gpu import workload
+from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.agreement.conservation import check_conservation
 from benchmarks.gpu.floor import Floor, Rates
 from benchmarks.gpu.model import LLAMA_3_1_8B, MODELS, QWEN3_0_6B, tiny
@@ -126,6 +127,17 @@ def test_worker_alone_measures_a_tiny_model() -> None:
     ]
     assert len(rows) == 2 + 1 + 5 + 3 + 2
     assert all(row.value > 0 for row in rows)
+
+
+def test_closed_loops_are_those_asked_for() -> None:
+    model = tiny(LLAMA_3_1_8B)
+    size = Size(vocab_size=model.vocab_size, tiny=True)
+    cases = WorkerCases(
+        WorkerAlone(model), Floor(_H200, model.config), size, seed=1, repeats=1, streams=(256, 1)
+    )
+    assert [row.load for row in cases.chat_warmed("C")] == ["16 streams", "1 stream"]
+    with pytest.raises(SystemExit):
+        main(["C", "--streams", "0"])
 
 
 def test_blocks_are_conserved_over_random_requests_and_aborts() -> None:
