@@ -17,6 +17,7 @@ from quire_kernels.attention import reference as attention_reference
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
+from quire_kernels.linear.library import multiply_by_table
 from quire_kernels.linear.tuning import suits_few_rows
 from quire_kernels.norm import cpu as norm_cpu
 from quire_kernels.norm import reference as norm_reference
@@ -201,7 +202,8 @@ def paged_attention(
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Project ``x [T, K]`` by ``weight [N, K]``, into ``out [T, N]`` where it is given: by our kernels for one row and
-    for few rows of 16-bit data, by oneDNN for packed weights, else by the library.
+    for few rows of 16-bit data, by oneDNN for packed weights, else by the library, with an algorithm of the table where
+    it has one.
     """
     if ours := _our_product(x, weight):
         return ours(x, weight, bias, out=out)
@@ -209,8 +211,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
         product = linear_cpu.linear_packed(x, weight, bias)
         return product if out is None else out.copy_(product)
     if out is None:
-        return torch.nn.functional.linear(x, weight, bias)
-    torch.mm(x, weight.t(), out=out)
+        if bias is not None or not _may_use_table(x):
+            return torch.nn.functional.linear(x, weight, bias)
+        out = x.new_empty((x.shape[0], weight.shape[0]))
+    _multiply(x, weight, out)
     return out if bias is None else out.add_(bias)
 
 
@@ -220,7 +224,7 @@ def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
         return ours(x, weight, bias, out=residual, add=True)
     if weight.is_mkldnn:
         return residual.add_(linear_cpu.linear_packed(x, weight, bias))
-    residual.addmm_(x, weight.t())  # the library adds as it writes
+    _multiply(x, weight, residual, add=True)  # the library adds as it writes
     return residual if bias is None else residual.add_(bias)
 
 
@@ -246,6 +250,20 @@ def _our_product(x: Tensor, weight: Tensor, *, gated: bool = False) -> Callable[
     from quire_kernels.linear.rows import linear_rows
 
     return linear_rows
+
+
+def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """By the library, into `out` or onto what is there, with an algorithm of the table where it has one."""
+    if _may_use_table(x) and multiply_by_table(x, weight, out, add=add):
+        return
+    if add:
+        out.addmm_(x, weight.t())
+    else:
+        torch.mm(x, weight.t(), out=out)
+
+
+def _may_use_table(x: Tensor) -> bool:
+    return x.is_cuda and x.element_size() == 2
 
 
 @cache
