@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quire_scheduler.core.name_table import NO_BLOCK, NamedBlock, NameTable
+from quire_scheduler.core.name_table import NO_BLOCK, NOWHERE, NamedBlock, NameTable
 from quire_scheduler.core.request import BlockId
 
 _NUM_BLOCKS = 6
@@ -79,6 +79,14 @@ def test_nothing_comes_after_a_block_that_has_lost_its_name() -> None:
     assert again != lost
     assert table.enter(BlockId(2), b"c", lost) is None
     assert table.find_prefix(b"ac", 1, _SALT) == [1]
+
+
+def test_nothing_comes_after_nowhere() -> None:
+    table = NameTable(_NUM_BLOCKS)
+    assert table.enter(BlockId(1), b"a", NOWHERE) is None
+    assert table.find(b"a", NOWHERE) is None
+    _entered(table, 1, b"a")
+    assert table.find(b"a", NOWHERE) is None
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from collections import Counter
 
 from quire.wire.plan import StepPlan
 from quire_scheduler.core.block_pool import BlockPool
-from quire_scheduler.core.name_table import NO_BLOCK, NamedBlock
+from quire_scheduler.core.name_table import NO_BLOCK, NOWHERE, NamedBlock
 from quire_scheduler.core.request import BlockId, Sequence
 
 KV_GROUP = 0
@@ -92,7 +92,7 @@ class KVManager:
         block = self.pool.allocate()
         sequence.append_block(block)
         sequence.room = sequence.num_scheduled + self.block_size
-        plan.grants.extend((sequence.slot, KV_GROUP, block))
+        plan.grants.fromlist([sequence.slot, KV_GROUP, block])
         return True
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
@@ -140,9 +140,7 @@ class KVManager:
         named_now = self.pool.remember(block, content, sequence.last_named)
         if named_now is not None:
             named.append(named_now)
-            sequence.last_named = named_now
-        else:
-            sequence.last_named = self.pool.find(content, sequence.last_named) or sequence.last_named
+        sequence.last_named = named_now or self.pool.find(content, sequence.last_named) or NOWHERE
 
     def _copy_tail(self, sequence: Sequence, index: int, plan: StepPlan) -> None:
         source = sequence.block_table[index]

@@ -28,6 +28,8 @@ NamedBlock: TypeAlias = tuple[BlockId, Name]
 
 NO_BLOCK = BlockId(0)
 NO_NAME = 0
+NOWHERE: NamedBlock = NO_BLOCK, NO_NAME
+"""What nothing comes after."""
 
 
 class NameTable:
@@ -76,7 +78,7 @@ class NameTable:
         """
         parent_block, parent_name = parent
         is_orphan = parent_block and self.names[parent_block] != parent_name
-        if is_orphan or self.names[block] or self.find(content, parent) is not None:
+        if is_orphan or parent_name == NO_NAME or self.names[block] or self.find(content, parent) is not None:
             return None
         self._num_given += 1
         self.names[block] = self._num_given
