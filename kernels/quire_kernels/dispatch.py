@@ -14,6 +14,7 @@ from torch import Tensor
 from quire_kernels.activation import cpu as activation_cpu
 from quire_kernels.attention import cpu as attention_cpu
 from quire_kernels.attention import reference as attention_reference
+from quire_kernels.attention.new_tokens import NewTokens
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
@@ -198,6 +199,79 @@ def paged_attention(
         max_seq_len=max_seq_len,
     )
     return out if v_scale == 1.0 else out.mul_(v_scale)
+
+
+def rotary_decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    *,
+    q_norm_weight: Tensor | None,
+    k_norm_weight: Tensor | None,
+    eps: float,
+    scale: float,
+    sliding_window: int | None,
+    max_seq_len: int,
+    settled: bool = False,
+) -> Tensor:
+    """Do `rotary_embedding_and_cache` and `paged_attention` of a decode step, in one launch where a kernel can.
+
+    Tables may be padded as those of `paged_attention`; the one launch is for as many tokens as rows, where row i has token i
+    and those behind the last sequence have none. Keys and values of tokens that no row has may or may not be cached.
+
+    With ``settled`` the caller promises that an ordinary launch, one that starts when all before it have ended, lies between
+    the last one that wrote ``positions``, ``slot_mapping``, the tables, lengths or earlier keys, and this one. Launches that
+    overlap start in the order of the stream, so that all of this was written before the kernel starts, and it reads it
+    before the launch that makes q, k and v has ended.
+    """
+    new_tokens = NewTokens(
+        k=k,
+        v=v,
+        cos_sin=cos_sin,
+        positions=positions,
+        slot_mapping=slot_mapping,
+        q_norm_weight=q_norm_weight,
+        k_norm_weight=k_norm_weight,
+        eps=eps,
+        settled=settled,
+    )
+    tables = (block_tables, query_start_loc, seq_lens)
+    if _runs_triton(q):
+        from quire_kernels.attention import paged
+
+        if paged.rotates_on_the_way(q, k_cache, v_cache, seq_lens.shape[0], new_tokens):
+            return paged.paged_attention_mixed(
+                q,
+                k_cache,
+                v_cache,
+                *tables,
+                scale=scale,
+                sliding_window=sliding_window,
+                max_query_len=1,
+                max_seq_len=max_seq_len,
+                new_tokens=new_tokens,
+            )
+    rotated = rotary_embedding_and_cache(
+        q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, q_norm_weight, k_norm_weight, eps
+    )
+    return paged_attention(
+        rotated,
+        k_cache,
+        v_cache,
+        *tables,
+        scale=scale,
+        sliding_window=sliding_window,
+        max_query_len=1,
+        max_seq_len=max_seq_len,
+    )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.attention.new_tokens import NewTokens
 from quire_kernels.attention.tuning import DecodeConfig
 from quire_kernels.overlap import (
     finish_launching,
@@ -209,11 +210,13 @@ def paged_attention_decode(
     v_scale: float = 1.0,
     sliding_window: int | None,
     config: DecodeConfig,
+    new_tokens: NewTokens | None = None,
 ) -> None:
     """Fill the rows of ``out [T, Hq, D]`` (contiguous) that belong to sequences with exactly one query token.
 
     Shapes are those of `reference.paged_attention` and are checked by the caller, who has asked `takes_pages` before a
-    config is ``by_page``. No other row is written.
+    config is ``by_page``. No other row is written. With ``new_tokens``, which suit a config that is ``by_page``, q is as
+    the projection left it and the last key of every sequence is not in the cache; both is seen to on the way.
     """
     num_sequences, (_, num_heads, head_dim), num_kv_heads = seq_lens.shape[0], q.shape, k_cache.shape[2]
     group = num_heads // num_kv_heads
@@ -249,8 +252,10 @@ def paged_attention_decode(
             sliding_window=sliding_window,
             config=config,
             overlap_launches=overlap,
+            new_tokens=new_tokens,
         )
     else:
+        assert new_tokens is None
         _paged_attention_decode_kernel[(num_sequences, num_kv_heads, num_splits)](
             q,
             k_cache,

@@ -3,7 +3,8 @@
 
 One thread asks for a page of one key head by one instruction, so a warp keeps a ring of pages in flight and has time
 for the products of those that came. It has a maximum, sum and output of its own and waits for no other warp; the
-several programs of a multiprocessor fill each other's gaps at the beginning and the end of a sequence.
+several programs of a multiprocessor fill each other's gaps at the beginning and the end of a sequence. In a decode step
+the new token is rotated and cached here as well (`new_token_tile.py`), which begins the softmax: no page holds it yet.
 
 A page of a head is 16 keys of 256 bytes, and a copy is swizzled at 128 bytes: it lands as two halves of the head
 dimension, each 16 rows of 128 bytes.
@@ -11,6 +12,8 @@ dimension, each 16 rows of 128 bytes.
 
 # Gluon's types know neither its compile-time values nor its launches; views of shared memory have no public name.
 # pyright: reportAssignmentType=false, reportIndexIssue=false, reportPrivateUsage=false
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +23,17 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from quire_kernels import overlap
+from quire_kernels.attention.new_token_tile import (
+    layout_of_half,
+    load_rotation,
+    load_rows,
+    rotate_rows,
+    rows_of_tile,
+    score_of_key,
+    store_key,
+    whole_rows,
+)
+from quire_kernels.attention.new_tokens import NewTokens
 from quire_kernels.attention.tuning import DecodeConfig
 
 _PAGE = 16  # keys of a copy
@@ -83,6 +97,24 @@ def _paged_attention_decode_pages_kernel(
     block_table_stride,
     q_token_stride,
     q_head_stride,
+    # From here to the last stride: used with NEW_TOKEN, when q is as the projection left it and row i has token i.
+    new_k,  # [T, Hkv, 128]
+    new_v,
+    cos_sin,  # [positions, 128] float32
+    positions,
+    slot_mapping,
+    q_norm_weight,
+    k_norm_weight,
+    eps,
+    k_cache,
+    v_cache,
+    k_token_stride,
+    k_head_stride,
+    v_token_stride,
+    v_head_stride,
+    cos_sin_stride,
+    k_slot_stride,
+    v_slot_stride,
     SLIDING_WINDOW: gl.constexpr,  # 0: none
     BLOCK_SIZE: gl.constexpr,
     NUM_HEADS: gl.constexpr,
@@ -91,6 +123,9 @@ def _paged_attention_decode_pages_kernel(
     STAGES: gl.constexpr,
     NUM_SPLITS: gl.constexpr,
     MIN_SPLIT: gl.constexpr,
+    NEW_TOKEN: gl.constexpr,
+    HAS_NORM: gl.constexpr,
+    EARLY: gl.constexpr,  # tables and pages were written long ago
     OVERLAP: gl.constexpr,
 ):
     PAGES: gl.constexpr = TILE // 16
@@ -117,12 +152,18 @@ def _paged_attention_decode_pages_kernel(
     kv_head = gl.program_id(0)
     split = gl.program_id(1)
     sequence = gl.program_id(2)
-    _wait_for_inputs(OVERLAP)
-    token = gl.load(query_start_loc + sequence)
-    following = gl.load(query_start_loc + sequence + 1)
+    if not EARLY:
+        _wait_for_inputs(OVERLAP)
+    # Nothing turns away between these loads, so that they are under way together.
+    first_token = gl.load(query_start_loc + sequence)
+    query_len = gl.load(query_start_loc + sequence + 1) - first_token
     seq_len = gl.load(seq_lens + sequence)
-    if following - token != 1:
-        return
+    if NEW_TOKEN:
+        token = sequence.to(gl.int64)
+        position = gl.load(positions + token)
+        slot = gl.load(slot_mapping + token)
+    else:
+        token = first_token.to(gl.int64)
     first_key = 0
     if SLIDING_WINDOW > 0:
         first_key = gl.maximum(seq_len - SLIDING_WINDOW, 0)
@@ -131,24 +172,60 @@ def _paged_attention_decode_pages_kernel(
     length = gl.maximum(gl.cdiv(gl.cdiv(num_keys, NUM_SPLITS), TILE) * TILE, MIN_SPLIT)
     begin = first_key + split * length
     end = gl.minimum(begin + length, seq_len)
-    if (split > 0) & (begin >= end):
+    if (query_len != 1) | ((split > 0) & (begin >= end)):
+        _wait_for_inputs(OVERLAP)  # as every program must before it ends
         return
+    if NEW_TOKEN:
+        holds_new = end == seq_len
+        end = gl.minimum(end, seq_len - 1)  # its last key is not in the cache
     first_page = begin // 16  # whole pages are copied; what lies before begin or after end counts for nothing
-    last_page = (end - 1) // 16
+    last_page = gl.maximum(end - 1, 0) // 16
     num_tiles = gl.cdiv(end - first_page * 16, TILE)
+    if NEW_TOKEN:
+        num_tiles = gl.where(end > begin, num_tiles, 0)
     table_row = block_tables + sequence.to(gl.int64) * block_table_stride
+    first_places = ()  # of all of them before the first copy, lest each waits for the table anew
     for index in gl.static_range(STAGES):
         places = _places_of_pages(table_row, index, first_page, last_page, PAGES, BLOCK_SIZE)
-        _copy_tile(k_pages, v_pages, places, ring, arrivals, index, num_tiles, kv_head, STAGES, PAGES)
+        first_places = first_places + (places,)  # noqa: RUF005 (Triton unpacks nothing)
+    for index in gl.static_range(STAGES):
+        _copy_tile(
+            k_pages, v_pages, first_places[index], ring, arrivals, index, num_tiles, kv_head, STAGES, PAGES
+        )
 
-    q_head = gl.arange(0, 16, layout=gl.SliceLayout(1, LEFT))
-    q_dim = gl.arange(0, 128, layout=gl.SliceLayout(0, LEFT))
-    q_row = q + token.to(gl.int64) * q_token_stride + (kv_head * GROUP + q_head) * q_head_stride
-    queries = gl.load(q_row[:, None] + q_dim[None, :], mask=q_head[:, None] < GROUP, other=0.0)
-    maximum = gl.full([16], -float("inf"), gl.float32, layout=gl.SliceLayout(1, SCORES))
-    total = gl.full([16, TILE], 0.0, gl.float32, layout=SCORES)  # summed over the keys at the end
-    accumulated = gl.full([16, 128], 0.0, gl.float32, layout=SCORES)
+    q_heads = q + token * q_token_stride + kv_head * GROUP * q_head_stride
     score_key = gl.arange(0, TILE, layout=gl.SliceLayout(0, SCORES))
+    if NEW_TOKEN:
+        ROWS: gl.constexpr = rows_of_tile(GROUP)
+        HALF: gl.constexpr = layout_of_half(ROWS)
+        cos, sin = load_rotation(cos_sin + position * cos_sin_stride, HALF)
+        first_weight, second_weight = cos, sin
+        if HAS_NORM:
+            first_weight, second_weight = load_rows(q_norm_weight, k_norm_weight, 0, GROUP, ROWS, HALF)
+        _wait_for_inputs(OVERLAP)
+        dim = gl.arange(0, 128, layout=gl.BlockedLayout([4], [32], [1], [0]))
+        value = gl.load(new_v + token * v_token_stride + kv_head * v_head_stride + dim)
+        key_head = new_k + token * k_token_stride + kv_head * k_head_stride
+        first, second = load_rows(q_heads, key_head, q_head_stride, GROUP, ROWS, HALF)
+        first, second = rotate_rows(first, second, cos, sin, first_weight, second_weight, eps, HAS_NORM)
+        store_key(k_cache + slot * k_slot_stride + kv_head * 128, first, second, holds_new, ROWS, HALF)
+        gl.store(v_cache + slot * v_slot_stride + kv_head * 128 + dim, value, mask=holds_new)
+        queries = whole_rows(first, second, ROWS, LEFT)
+        score = score_of_key(queries, ROWS, SCORES, RIGHT) * score_scale
+        maximum = gl.where(holds_new, score, -float("inf"))
+        total = gl.full([16, TILE], 0.0, gl.float32, layout=SCORES)
+        total = gl.where(holds_new & (score_key == 0)[None, :], 1.0, total)
+        accumulated = gl.full([16, 128], 0.0, gl.float32, layout=SCORES)
+        value = gl.convert_layout(value, gl.SliceLayout(0, SCORES))
+        accumulated = gl.where(holds_new, value.to(gl.float32)[None, :], accumulated)
+    else:
+        q_head = gl.arange(0, 16, layout=gl.SliceLayout(1, LEFT))
+        q_dim = gl.arange(0, 128, layout=gl.SliceLayout(0, LEFT))
+        q_row = q_heads + q_head * q_head_stride
+        queries = gl.load(q_row[:, None] + q_dim[None, :], mask=q_head[:, None] < GROUP, other=0.0)
+        maximum = gl.full([16], -float("inf"), gl.float32, layout=gl.SliceLayout(1, SCORES))
+        total = gl.full([16, TILE], 0.0, gl.float32, layout=SCORES)  # summed over the keys at the end
+        accumulated = gl.full([16, 128], 0.0, gl.float32, layout=SCORES)
     value_key = gl.arange(0, TILE, layout=gl.SliceLayout(1, RIGHT))
     for tile in range(num_tiles):
         places = _places_of_pages(table_row, tile + STAGES, first_page, last_page, PAGES, BLOCK_SIZE)
@@ -181,7 +258,7 @@ def _paged_attention_decode_pages_kernel(
     sums = gl.sum(total, axis=1)
     result = accumulated * (value_scale / sums)[:, None]
     if (NUM_SPLITS == 1) or (length >= num_keys):
-        row = token.to(gl.int64) * NUM_HEADS + kv_head * GROUP + head
+        row = token * NUM_HEADS + kv_head * GROUP + head
         gl.store(out + row[:, None] * 128 + dim, result.to(DTYPE), mask=mask)
     else:
         part = (sequence.to(gl.int64) * NUM_HEADS + kv_head * GROUP + head) * NUM_SPLITS + split
@@ -218,9 +295,11 @@ def launch_decode_pages(
     sliding_window: int | None,
     config: DecodeConfig,
     overlap_launches: bool,
+    new_tokens: NewTokens | None = None,
 ) -> None:
     """Attend as `decode.paged_attention_decode` does, but leave the parts of split sequences to be merged."""
     num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]
+    has_norm = new_tokens is not None and new_tokens.q_norm_weight is not None
     _paged_attention_decode_pages_kernel[(num_kv_heads, config.num_splits, seq_lens.shape[0])](
         q,
         _pages(k_cache),
@@ -235,6 +314,7 @@ def launch_decode_pages(
         v_scale,
         block_tables.stride(0),
         *q.stride()[:2],
+        *_arguments(new_tokens, q, k_cache, v_cache),
         SLIDING_WINDOW=sliding_window or 0,
         BLOCK_SIZE=k_cache.shape[1],
         NUM_HEADS=num_heads,
@@ -243,9 +323,35 @@ def launch_decode_pages(
         STAGES=config.num_stages,
         NUM_SPLITS=config.num_splits,
         MIN_SPLIT=config.min_split,
+        NEW_TOKEN=new_tokens is not None,
+        HAS_NORM=has_norm,
+        EARLY=new_tokens is not None and new_tokens.settled,
         OVERLAP=overlap_launches,
         num_warps=1,
         **overlap.launch_options(overlap_launches),
+    )
+
+
+def _arguments(new: NewTokens | None, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> tuple[Any, ...]:
+    """What the kernel is told of new tokens, or as much that it does not look at."""
+    if new is None:
+        return (*(q,) * 7, 0.0, *(q,) * 2, *(0,) * 7)
+    return (
+        new.k,
+        new.v,
+        new.cos_sin,
+        new.positions,
+        new.slot_mapping,
+        q if new.q_norm_weight is None else new.q_norm_weight,
+        q if new.k_norm_weight is None else new.k_norm_weight,
+        new.eps,
+        k_cache,
+        v_cache,
+        *new.k.stride()[:2],
+        *new.v.stride()[:2],
+        new.cos_sin.stride(0),
+        k_cache.stride(1),
+        v_cache.stride(1),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quire_kernels.attention.balance import schedule_prefill_rows
 from quire_kernels.attention.decode import paged_attention_decode, takes_pages
+from quire_kernels.attention.new_tokens import NewTokens
 from quire_kernels.attention.prefill import paged_attention_prefill
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.attention.tuning import (
@@ -69,8 +70,11 @@ def paged_attention_mixed(
     schedule: PrefillSchedule | None = None,
     v_scale: float = 1.0,
     decode: DecodeConfig | None = None,
+    new_tokens: NewTokens | None = None,
 ) -> Tensor:
     """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`.
+
+    ``new_tokens``, of a step without prefill and asked for by `rotates_on_the_way`, are normed, rotated and cached first.
 
     The tables may be padded by rows without a query token, whose length and blocks may be anything. Without a
     ``schedule`` one is made for this call alone. Values are what the cache holds times ``v_scale``. Rows of q that
@@ -93,14 +97,24 @@ def paged_attention_mixed(
         sliding_window=sliding_window,
         config=decode or decode_config(major, num_rows, num_kv_heads, max_seq_len, by_page=by_page),
         v_scale=v_scale,
+        new_tokens=new_tokens,
     )
     if max_query_len > 1:
+        assert new_tokens is None
         schedule = schedule or _schedule_for_one_layer(q, k_cache, query_start_loc, seq_lens, sliding_window)
         attend = (
             _hopper().paged_attention_prefill_hopper if schedule.config.hopper else paged_attention_prefill
         )
         attend(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
     return out
+
+
+def rotates_on_the_way(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, num_rows: int, new_tokens: NewTokens
+) -> bool:
+    """Whether one launch can norm, rotate and cache the new tokens of a decode step and attend from them."""
+    major, _ = _device_facts(q.device)
+    return takes_pages(major, num_rows, q, k_cache, v_cache) and new_tokens.suit_pages(q, k_cache, num_rows)
 
 
 def _choose_prefill(

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from quire_kernels.rotary.reference import rotary_embedding_and_cache
+
 
 def paged_attention(
     q: Tensor,
@@ -38,6 +40,47 @@ def paged_attention(
         values = v_cache[blocks].flatten(0, 1)[:seq_len]
         out[start:end] = _attend(q[start:end], keys, values, scale, sliding_window).to(q.dtype)
     return out
+
+
+def rotary_decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    *,
+    q_norm_weight: Tensor | None,
+    k_norm_weight: Tensor | None,
+    eps: float,
+    scale: float,
+    sliding_window: int | None,
+    max_seq_len: int,
+) -> Tensor:
+    """Norm, rotate and cache the new token of every sequence, as `rotary.reference` does, then attend from it.
+
+    ``q [T, Hq, D]``, ``k`` and ``v [T, Hkv, D]`` are as the projection left them; a sequence has one query token or none.
+    """
+    rotated = rotary_embedding_and_cache(
+        q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, q_norm_weight, k_norm_weight, eps
+    )
+    return paged_attention(
+        rotated,
+        k_cache,
+        v_cache,
+        block_tables,
+        query_start_loc,
+        seq_lens,
+        scale=scale,
+        sliding_window=sliding_window,
+        max_query_len=1,
+        max_seq_len=max_seq_len,
+    )
 
 
 def visible_keys(query_len: int, seq_len: int, sliding_window: int | None, device: torch.device) -> Tensor:

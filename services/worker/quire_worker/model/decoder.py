@@ -14,6 +14,7 @@ from quire_kernels import (
     linear_add_,
     paged_attention,
     rms_norm,
+    rotary_decode_attention,
     rotary_embedding_and_cache,
     schedule_prefill,
 )
@@ -69,6 +70,7 @@ class Decoder:
         """
         weights, eps = self._weights, self._config.rms_norm_eps
         schedules = self._schedules(inputs, kv_cache)
+        # An ordinary launch, which waits for all before it: what layers find in the tables and the cache is settled.
         residual = embedding(inputs.token_ids, weights.embedding)
         for index, layer in enumerate(weights.layers):
             window = self._config.sliding_windows[index]
@@ -116,26 +118,39 @@ class Decoder:
         config = self._config
         qkv = linear(rms_norm(residual, layer.input_norm, config.rms_norm_eps), layer.qkv, layer.qkv_bias)
         q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=1)
-        q = rotary_embedding_and_cache(
+        heads = (
             q.view(-1, config.num_attention_heads, config.head_dim),
             k.view(-1, config.num_key_value_heads, config.head_dim),
             v.view(-1, config.num_key_value_heads, config.head_dim),
-            self._rotary,
-            inputs.positions,
-            kv[0],
-            kv[1],
-            inputs.slot_mapping,
+        )
+        places = (self._rotary, inputs.positions, kv[0], kv[1], inputs.slot_mapping)
+        tables = (inputs.block_tables, inputs.query_start_loc, inputs.seq_lens)
+        if inputs.max_query_len == 1:
+            attended = rotary_decode_attention(
+                *heads,
+                *places,
+                *tables,
+                q_norm_weight=layer.q_norm,
+                k_norm_weight=layer.k_norm,
+                eps=config.rms_norm_eps,
+                scale=self._scale,
+                sliding_window=window,
+                max_seq_len=inputs.max_seq_len,
+                settled=True,
+            )
+            return attended.reshape(-1, config.q_size)
+        rotated = rotary_embedding_and_cache(
+            *heads,
+            *places,
             q_norm_weight=layer.q_norm,
             k_norm_weight=layer.k_norm,
             eps=config.rms_norm_eps,
         )
         attended = paged_attention(
-            q,
+            rotated,
             kv[0],
             kv[1],
-            inputs.block_tables,
-            inputs.query_start_loc,
-            inputs.seq_lens,
+            *tables,
             scale=self._scale,
             sliding_window=window,
             max_query_len=inputs.max_query_len,
