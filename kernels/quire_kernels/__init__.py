@@ -7,6 +7,7 @@ from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.dispatch import (
     advance_slots,
     apply_token_bitmask,
+    between_attentions,
     copy_blocks,
     enter_changes,
     fork_slots,
@@ -47,6 +48,7 @@ __all__ = [
     "advance_slots",
     "allocate_slot_state",
     "apply_token_bitmask",
+    "between_attentions",
     "copy_blocks",
     "enter_changes",
     "fork_slots",

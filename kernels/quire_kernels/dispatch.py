@@ -19,7 +19,7 @@ from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.linear.library import multiply_by_table
-from quire_kernels.linear.tuning import suits_few_rows
+from quire_kernels.linear.tuning import BetweenConfig, between_config, suits_few_rows
 from quire_kernels.norm import cpu as norm_cpu
 from quire_kernels.norm import reference as norm_reference
 from quire_kernels.rotary import reference as rotary_reference
@@ -307,6 +307,69 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     if ours := _our_product(x, weight, gated=True):
         return ours(x, weight, bias, gated=True)
     return silu_and_mul(linear(x, weight, bias))
+
+
+def between_attentions(
+    residual: Tensor,
+    attended: Tensor,
+    *,
+    o: Tensor,
+    o_bias: Tensor | None,
+    post_norm: Tensor,
+    gate_up: Tensor,
+    gate_up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    input_norm: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """From what a layer attended to, to the next layer's queries, keys and values; ``residual`` goes on in place.
+
+    One launch for few rows of a small model, which rounds as the operations one by one do.
+    """
+    biased = any(bias is not None for bias in (o_bias, gate_up_bias, down_bias))
+    if not biased and (config := _between_config(residual, attended, down, qkv)):
+        from quire_kernels.linear.between import between_attentions_rows
+
+        return between_attentions_rows(
+            attended,
+            residual,
+            o=o,
+            post_norm=post_norm,
+            gate_up=gate_up,
+            down=down,
+            input_norm=input_norm,
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            eps=eps,
+            config=config,
+        )
+    linear_add_(residual, attended, o, o_bias)
+    gated = gated_linear(rms_norm(residual, post_norm, eps), gate_up, gate_up_bias)
+    linear_add_(residual, gated, down, down_bias)
+    return linear(rms_norm(residual, input_norm, eps), qkv, qkv_bias)
+
+
+def _between_config(residual: Tensor, attended: Tensor, down: Tensor, qkv: Tensor) -> BetweenConfig | None:
+    if residual.element_size() != 2 or not _runs_triton(residual) or not _is_hopper_or_later(residual.device):
+        return None
+    if not (residual.is_contiguous() and attended.is_contiguous()):
+        return None
+    return between_config(
+        residual.shape[0],
+        heads=attended.shape[1],
+        hidden=residual.shape[1],
+        inner=down.shape[1],
+        outputs=qkv.shape[0],
+        num_multiprocessors=_num_multiprocessors(residual.device),
+    )
+
+
+@cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _our_product(x: Tensor, weight: Tensor, *, gated: bool = False) -> Callable[..., Tensor] | None:

@@ -17,7 +17,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined
 
 import numpy as np
 import torch
-from quire_kernels import dispatch
+from quire_kernels import dispatch, overlap
 from quire_kernels.activation import silu_and_mul
 from quire_kernels.attention import decode, paged, prefill, prefill_hopper
 from quire_kernels.linear import gemv, rows
@@ -45,7 +45,7 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 1000,
     "hidden_size": 1024,
     "intermediate_size": 3072,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 128,
@@ -91,12 +91,13 @@ def absent_gpu(capability: int) -> Generator[None]:
     major = capability // 10
     overlaps = [
         patch.object(module, "overlaps_launches", lambda device: major >= 9)
-        for module in (decode, prefill, prefill_hopper, gemv, rows, norm_rows, silu_and_mul, heads)
+        for module in (overlap, decode, prefill, prefill_hopper, gemv, rows, norm_rows, silu_and_mul, heads)
     ]
     with ExitStack() as patches:
         for each in (
             patch.object(dispatch, "_runs_triton", lambda tensor: True),
             patch.object(dispatch, "_is_hopper_or_later", lambda device: major >= 9),
+            patch.object(dispatch, "_num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
             patch.object(paged, "_device_facts", lambda device: (major, NUM_MULTIPROCESSORS)),
             *overlaps,
         ):

@@ -47,10 +47,10 @@ def test_sharded_files_load_as_one(directory: Path) -> None:
     assert _text(directory) == whole
 
 
-def test_a_shallow_model_has_a_layer_of_every_window(directory: Path) -> None:
+def test_a_shallow_model_has_a_layer_of_every_window_and_one_that_is_followed(directory: Path) -> None:
     config = parse_model_config(read_json(directory / "config.json"))
     for windows, wanted in (
-        ((None,) * 4, (None,)),
+        ((None,) * 4, (None, None)),
         ((8, 8, None, 8), (8, 8, None)),
         ((None, 8, 16, 8), (None, 8, 16)),
     ):

@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn.functional import silu
 
+from quire_kernels.norm.reference import rms_norm
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x @ weight.T + bias`` for ``x [T, K]``, ``weight [N, K]`` and ``bias [N]``, rounded once."""
@@ -23,3 +25,23 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product = x @ weight.float().T
     return product if bias is None else product + bias.float()
+
+
+def between_attentions(
+    residual: Tensor,
+    attended: Tensor,
+    *,
+    o: Tensor,
+    post_norm: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    input_norm: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the residual and the next layer's queries, keys and values, each operation rounded once as by itself."""
+    residual = linear_add(residual, attended, o)
+    gated = gated_linear(rms_norm(residual, post_norm, eps), gate_up)
+    residual = linear_add(residual, gated, down)
+    return residual, linear(rms_norm(residual, input_norm, eps), qkv, qkv_bias)

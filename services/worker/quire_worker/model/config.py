@@ -56,8 +56,11 @@ class ModelConfig:
         return self.num_key_value_heads * self.head_dim
 
     def shallow(self) -> "ModelConfig":
-        """The first layers, as many as it takes to run every kernel: layers differ in their window alone."""
+        """The first layers, as many as it takes to run every kernel: layers differ in their window alone, and the last in
+        that none follows it.
+        """
         num_layers = 1 + max(map(self.sliding_windows.index, set(self.sliding_windows)))
+        num_layers = min(max(num_layers, 2), self.num_hidden_layers)
         return replace(self, num_hidden_layers=num_layers, sliding_windows=self.sliding_windows[:num_layers])
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from quire_kernels import (
     PrefillSchedule,
+    between_attentions,
     gated_linear,
     linear,
     linear_add_,
@@ -72,17 +73,38 @@ class Decoder:
         schedules = self._schedules(inputs, kv_cache)
         # An ordinary launch, which waits for all before it: what layers find in the tables and the cache is settled.
         residual = embedding(inputs.token_ids, weights.embedding)
-        for index, layer in enumerate(weights.layers):
+        layer = weights.layers[0]
+        qkv = linear(rms_norm(residual, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+        for index, following in enumerate(weights.layers[1:]):
             window = self._config.sliding_windows[index]
-            attended = self._attention(layer, residual, inputs, kv_cache[index], window, schedules[window])
-            if index + 1 == len(weights.layers) and inputs.logits_rows is not None:
-                # The cache is complete: only rows whose logits are wanted go on.
-                attended = attended.index_select(0, inputs.logits_rows)
-                residual = residual.index_select(0, inputs.logits_rows)
-            residual = linear_add_(residual, attended, layer.o, layer.o_bias)
-            normed = rms_norm(residual, layer.post_norm, eps)
-            gated = gated_linear(normed, layer.gate_up, layer.gate_up_bias)
-            residual = linear_add_(residual, gated, layer.down, layer.down_bias)
+            attended = self._attention(layer, qkv, inputs, kv_cache[index], window, schedules[window])
+            qkv = between_attentions(
+                residual,
+                attended,
+                o=layer.o,
+                o_bias=layer.o_bias,
+                post_norm=layer.post_norm,
+                gate_up=layer.gate_up,
+                gate_up_bias=layer.gate_up_bias,
+                down=layer.down,
+                down_bias=layer.down_bias,
+                input_norm=following.input_norm,
+                qkv=following.qkv,
+                qkv_bias=following.qkv_bias,
+                eps=eps,
+            )
+            layer = following
+        window = self._config.sliding_windows[-1]
+        attended = self._attention(
+            layer, qkv, inputs, kv_cache[len(weights.layers) - 1], window, schedules[window]
+        )
+        if inputs.logits_rows is not None:
+            # The cache is complete: only rows whose logits are wanted go on.
+            attended = attended.index_select(0, inputs.logits_rows)
+            residual = residual.index_select(0, inputs.logits_rows)
+        residual = linear_add_(residual, attended, layer.o, layer.o_bias)
+        gated = gated_linear(rms_norm(residual, layer.post_norm, eps), layer.gate_up, layer.gate_up_bias)
+        residual = linear_add_(residual, gated, layer.down, layer.down_bias)
         linear(rms_norm(residual, weights.norm, eps), weights.lm_head, out=logits)
 
     def _schedules(self, inputs: StepInputs, kv_cache: Tensor) -> dict[int | None, PrefillSchedule | None]:
@@ -109,14 +131,13 @@ class Decoder:
     def _attention(
         self,
         layer: LayerWeights,
-        residual: Tensor,
+        qkv: Tensor,
         inputs: StepInputs,
         kv: Tensor,
         window: int | None,
         schedule: PrefillSchedule | None,
     ) -> Tensor:
         config = self._config
-        qkv = linear(rms_norm(residual, layer.input_norm, config.rms_norm_eps), layer.qkv, layer.qkv_bias)
         q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=1)
         heads = (
             q.view(-1, config.num_attention_heads, config.head_dim),
