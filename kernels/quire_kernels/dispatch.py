@@ -7,6 +7,7 @@ synchronises with the device or looks at values. Triton is imported only when a 
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.linear.library import multiply_by_table
-from quire_kernels.linear.tuning import BetweenConfig, between_config, suits_few_rows
+from quire_kernels.linear.tuning import BetweenConfig, between_config, suits_few_rows, suits_tiles
 from quire_kernels.norm import cpu as norm_cpu
 from quire_kernels.norm import reference as norm_reference
 from quire_kernels.rotary import reference as rotary_reference
@@ -275,11 +276,11 @@ def rotary_decode_attention(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Project ``x [T, K]`` by ``weight [N, K]``, into ``out [T, N]`` where it is given: by our kernels for one row and
-    for few rows of 16-bit data, by oneDNN for packed weights, else by the library, with an algorithm of the table where
-    it has one.
+    """Project ``x [T, K]`` by ``weight [N, K]``, into ``out [T, N]`` where it is given: by our kernels for one row,
+    for few and for some hundred rows of 16-bit data, by oneDNN for packed weights, else by the library, with an algorithm
+    of the table where it has one.
     """
-    if ours := _our_product(x, weight):
+    if ours := _our_product(x, weight, bias):
         return ours(x, weight, bias, out=out)
     if weight.is_mkldnn:
         product = linear_cpu.linear_packed(x, weight, bias)
@@ -294,7 +295,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
 
 def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Add the projection of ``x`` to ``residual [T, N]`` in place; see `linear.reference.linear_add`."""
-    if ours := _our_product(x, weight):
+    if ours := _our_product(x, weight, bias):
         return ours(x, weight, bias, out=residual, add=True)
     if weight.is_mkldnn:
         return residual.add_(linear_cpu.linear_packed(x, weight, bias))
@@ -304,7 +305,7 @@ def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 
 def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Project to gate and up and join them; see `linear.reference.gated_linear`."""
-    if ours := _our_product(x, weight, gated=True):
+    if ours := _our_product(x, weight, bias, gated=True):
         return ours(x, weight, bias, gated=True)
     return silu_and_mul(linear(x, weight, bias))
 
@@ -372,7 +373,9 @@ def _num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _our_product(x: Tensor, weight: Tensor, *, gated: bool = False) -> Callable[..., Tensor] | None:
+def _our_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool = False
+) -> Callable[..., Tensor] | None:
     """The kernel for so few rows of 16-bit data; None where the library is as fast, and for few rows on older GPUs."""
     if x.element_size() != 2 or not _runs_triton(x):
         return None
@@ -380,13 +383,34 @@ def _our_product(x: Tensor, weight: Tensor, *, gated: bool = False) -> Callable[
         from quire_kernels.linear.gemv import linear_gemv
 
         return linear_gemv
+    num_rows, num_inputs = x.shape
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    few = suits_few_rows(x.shape[0], num_outputs, weight.shape[1], gated=gated)
-    if not few or not _is_hopper_or_later(x.device):
-        return None
-    from quire_kernels.linear.rows import linear_rows
+    if suits_few_rows(num_rows, num_outputs, num_inputs, gated=gated):
+        if not _is_hopper_or_later(x.device):
+            return None
+        from quire_kernels.linear.rows import linear_rows
 
-    return linear_rows
+        return linear_rows
+    if suits_tiles(num_rows, num_outputs, num_inputs, gated=gated) and _is_hopper(x.device):
+        tiles = _linear_tiles()
+        if tiles and bias is None and tiles.can_multiply(x, weight):
+            return tiles.linear_tiles_hopper
+    return None
+
+
+@cache
+def _linear_tiles() -> Any:
+    """The module of the Hopper kernel; None where this Triton's Gluon, an experiment of its own, lacks what it needs."""
+    try:
+        from quire_kernels.linear import tiles_hopper
+    except (ImportError, AttributeError):
+        return None
+    return tiles_hopper
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> None:

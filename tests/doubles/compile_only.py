@@ -20,7 +20,7 @@ import torch
 from quire_kernels import dispatch, overlap
 from quire_kernels.activation import silu_and_mul
 from quire_kernels.attention import decode, paged, prefill, prefill_hopper
-from quire_kernels.linear import gemv, rows
+from quire_kernels.linear import gemv, rows, tiles_hopper
 from quire_kernels.norm import rows as norm_rows
 from quire_kernels.rotary import heads
 from quire_worker.device_batch import DeviceBatch
@@ -91,13 +91,25 @@ def absent_gpu(capability: int) -> Generator[None]:
     major = capability // 10
     overlaps = [
         patch.object(module, "overlaps_launches", lambda device: major >= 9)
-        for module in (overlap, decode, prefill, prefill_hopper, gemv, rows, norm_rows, silu_and_mul, heads)
+        for module in (
+            overlap,
+            decode,
+            prefill,
+            prefill_hopper,
+            gemv,
+            rows,
+            tiles_hopper,
+            norm_rows,
+            silu_and_mul,
+            heads,
+        )
     ]
     with ExitStack() as patches:
         for each in (
             patch.object(dispatch, "_runs_triton", lambda tensor: True),
             patch.object(dispatch, "_is_hopper_or_later", lambda device: major >= 9),
             patch.object(dispatch, "_num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
+            patch.object(dispatch, "_is_hopper", lambda device: major == 9),
             patch.object(paged, "_device_facts", lambda device: (major, NUM_MULTIPROCESSORS)),
             *overlaps,
         ):

@@ -1,4 +1,4 @@
-"""The products of one and of few rows and what they fold in, against torch references: on the GPU, else under the interpreter."""
+"""The products of one, few and some hundred rows and what they fold in, against torch: on the GPU, else under the interpreter."""
 
 import pytest
 import torch
@@ -9,9 +9,10 @@ pytest.importorskip("triton")
 from quire_kernels.linear import reference
 from quire_kernels.linear.gemv import linear_gemv
 from quire_kernels.linear.rows import linear_rows
-from quire_kernels.linear.tuning import GemvConfig, RowsConfig
+from quire_kernels.linear.tuning import GemvConfig, RowsConfig, TilesConfig, suits_tiles, tiles_config
 
 ON_GPU = torch.cuda.is_available()
+ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 # The interpreter multiplies bfloat16 matrices wrongly without an error.
 DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
@@ -107,3 +108,111 @@ def test_unfit_shapes_are_refused() -> None:
         linear_gemv(x, weight)
     with pytest.raises(ValueError, match="contiguous"):
         linear_gemv(x, random(32, 4, dtype=torch.float32).T)
+
+
+TILED = [(6144, 1024), (1024, 3072), (384, 128)]
+TILES_CONFIGS = [
+    TilesConfig(outs=64, rows=16, unroll=False),
+    TilesConfig(outs=64, rows=32, unroll=True),
+    TilesConfig(outs=64, rows=80, unroll=False),
+    TilesConfig(outs=64, rows=128, unroll=True, width=64, num_stages=4),
+    TilesConfig(outs=128, rows=144, unroll=False),
+    None,
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_HOPPER, reason="the kernel is for Hopper")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_rows", [65, 96, 144, 160, 207, 256])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), TILED)
+def test_product_of_some_hundred_rows_equals_reference(
+    num_outputs: int, num_inputs: int, num_rows: int, dtype: torch.dtype
+) -> None:
+    from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
+
+    wide = random(num_rows, num_inputs + 64, dtype=dtype)
+    x, weight = wide[:, 64:], random(num_outputs, num_inputs, dtype=dtype)
+    residual = random(num_rows, num_outputs, dtype=dtype)
+    expected = reference.linear(x, weight)
+    expected_sum = reference.linear_add(residual, x, weight)
+    small = weight / 16  # of gates so large as those of random weights nothing is left to see
+    expected_gated = reference.gated_linear(x, small)
+    for config in TILES_CONFIGS:
+        # Rows of a neighbour, which must stay as they are.
+        held = torch.full((num_rows + 8, num_outputs), float("nan"), device=DEVICE, dtype=dtype)
+        out = held[:num_rows]
+        assert linear_tiles_hopper(x, weight, out=out, config=config) is out
+        assert_close(out, expected)
+        assert held[num_rows:].isnan().all()
+        added = linear_tiles_hopper(x, weight, out=residual.clone(), add=True, config=config)
+        assert_close(added, expected_sum)
+        gated = linear_tiles_hopper(x, small, gated=True, config=config)
+        assert gated.shape == (num_rows, num_outputs // 2)
+        assert_close(gated, expected_gated)
+        assert torch.equal(gated, linear_tiles_hopper(x, small, gated=True, config=config))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_HOPPER, reason="the kernel is for Hopper")
+def test_products_in_a_chain_wait_for_one_another() -> None:
+    """What a product copies early must be its weights alone, also where a graph launches the next one ahead of time."""
+    from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
+
+    weights = [random(1024, 1024, dtype=torch.bfloat16) / 32 for _ in range(24)]
+    x, out = (
+        random(144, 1024, dtype=torch.bfloat16),
+        torch.empty(144, 1024, device=DEVICE, dtype=torch.bfloat16),
+    )
+
+    def chain() -> None:
+        values = x
+        for weight in weights:
+            values = linear_tiles_hopper(values, weight)
+        out.copy_(values)
+
+    chain()
+    eager, graph = out.clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain()
+    for _ in range(20):
+        x.normal_()
+        out.fill_(float("nan"))
+        graph.replay()
+        replayed = out.clone()
+        chain()
+        assert torch.equal(replayed, out)
+    assert not torch.equal(eager, out)
+
+
+@pytest.mark.parametrize("num_rows", range(65, 257, 7))
+@pytest.mark.parametrize("gated", [False, True])
+def test_tuned_tiles_hold_every_row_and_fit(num_rows: int, gated: bool) -> None:
+    for num_outputs, num_inputs in ((4096, 1024), (1024, 2048), (1024, 3072), (3072, 1024)):
+        assert suits_tiles(num_rows, num_outputs, num_inputs, gated=gated)
+        config = tiles_config(num_rows, num_outputs, gated=gated)
+        assert config.outs in (64, 128)
+        assert config.rows % 16 == 0
+        assert (config.outs // 64) * config.rows <= 256, "what a thread holds of a product"
+        # A third stage is what hides the copies of a step.
+        assert (config.num_stages or 3) * 2 * config.width * (config.outs + config.rows) <= 227 << 10
+        assert config.num_stages is None or config.num_stages >= 3
+        assert num_inputs % config.width == 0
+    assert not suits_tiles(num_rows, 14336, 4096, gated=gated)
+    assert not suits_tiles(257, 4096, 1024, gated=gated)
+
+
+def test_unfit_shapes_of_some_hundred_rows_are_refused() -> None:
+    tiles_hopper = pytest.importorskip("quire_kernels.linear.tiles_hopper")
+    x, weight = random(80, 128, dtype=torch.bfloat16), random(128, 128, dtype=torch.bfloat16)
+    assert tiles_hopper.can_multiply(x, weight)
+    assert not tiles_hopper.can_multiply(x.float(), weight.float())
+    assert not tiles_hopper.can_multiply(x, weight[:96])
+    assert not tiles_hopper.can_multiply(x[:, :64], weight[:, :64])
+    assert not tiles_hopper.can_multiply(random(80, 132, dtype=torch.bfloat16)[:, :128], weight)
+    with pytest.raises(ValueError, match=r"it must be \(rows, 128\)"):
+        tiles_hopper.linear_tiles_hopper(x[:, :64], weight)
+    with pytest.raises(ValueError, match="no bias"):
+        tiles_hopper.linear_tiles_hopper(x, weight, random(128, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="whole tiles"):
+        tiles_hopper.linear_tiles_hopper(x, weight[:96])

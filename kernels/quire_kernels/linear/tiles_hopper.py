@@ -1,0 +1,339 @@
+"""Products of some tens to hundreds of rows on Hopper, whose first weights are there before their input is.
+
+Truth: `linear/reference.py`. A program computes a tile: some outputs of some rows. Weights are the left operand and rows
+the right one, whose number need not be a multiple of 64. The weights of the first steps are copied before the kernel
+that makes the input has ended, the rows after it; each step then starts its products and has the stage of the step
+before filled again. The gate of the activation and the addition to the residual are folded in.
+
+Knows Hopper alone, 16-bit tensors and whole tiles of outputs (`can_multiply`). Gluon is an experiment of Triton's:
+whoever imports this module must be ready for an ImportError or AttributeError.
+"""
+
+import torch
+import triton
+import triton.experimental.gluon as gluon
+import triton.experimental.gluon.language as gl
+from torch import Tensor
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from quire_kernels.linear.tuning import TilesConfig, tiles_config
+from quire_kernels.overlap import launch_options, overlaps_launches
+
+_MAX_WIDTH = 128
+_GROUP = 8  # outputs whose gates and ups take turns: the two rows of a product that one thread holds are so far apart
+_SHARED_BYTES = 225 << 10
+
+
+@gluon.constexpr_function
+def _product_layout(rows, num_warps):
+    return gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, rows, 16])
+
+
+@gluon.constexpr_function
+def _out_layout(results, num_warps):
+    """How threads hold what they move to and from memory, 16 bytes each."""
+    lanes = results // 8
+    return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [num_warps, 1], [1, 0])
+
+
+@gluon.jit
+def _copy_weights(tiles, ring, full, tile, step, STAGES: gl.constexpr):
+    """Copy the weights of a step; gates and ups of a tile take turns of 8 in shared memory, wherever they lie."""
+    WIDTH: gl.constexpr = ring.shape[len(ring.shape) - 1]
+    stage = step % STAGES
+    if len(ring.shape) == 5:
+        place = [tile * ring.shape[1], 0, 0, step * WIDTH]
+    else:
+        place = [tile * ring.shape[1], step * WIDTH]
+    tma.async_copy_global_to_shared(tiles, place, full.index(stage), ring.index(stage))
+
+
+@gluon.jit
+def _copy_rows(rows, row, full, step, SECOND: gl.constexpr, STAGES: gl.constexpr):
+    """Copy a step's inputs of a tile's rows. Of rows past the end it copies zeros."""
+    first_tiles, second_tiles, first_ring, second_ring = rows
+    stage = step % STAGES
+    column = step * first_ring.shape[2]
+    tma.async_copy_global_to_shared(first_tiles, [row, column], full.index(stage), first_ring.index(stage))
+    if SECOND > 0:
+        tma.async_copy_global_to_shared(
+            second_tiles, [row + first_ring.shape[1], column], full.index(stage), second_ring.index(stage)
+        )
+
+
+@gluon.jit
+def _multiply(
+    total, second_total, weights, rows, full, step, OUTS: gl.constexpr, SECOND: gl.constexpr, STAGES: gl.constexpr
+):  # fmt: skip
+    """Start the products of a step and wait for those of the step before."""
+    _first_tiles, _second_tiles, first_ring, second_ring = rows
+    stage = step % STAGES
+    mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+    left = weights.index(stage).reshape([OUTS, first_ring.shape[2]])
+    total = warpgroup_mma(left, first_ring.index(stage).permute((1, 0)), total, is_async=True)
+    if SECOND > 0:
+        second_total = warpgroup_mma(
+            left, second_ring.index(stage).permute((1, 0)), second_total, is_async=True
+        )
+        total, second_total = warpgroup_mma_wait(2, deps=[total, second_total])
+    else:
+        total = warpgroup_mma_wait(1, deps=[total])
+    return total, second_total
+
+
+@gluon.jit
+def _refill(
+    weight_tiles, weights, rows, full, tile, row, step, SECOND: gl.constexpr, STAGES: gl.constexpr, BYTES: gl.constexpr
+):  # fmt: skip
+    mbarrier.expect(full.index(step % STAGES), BYTES)
+    _copy_weights(weight_tiles, weights, full, tile, step, STAGES)
+    _copy_rows(rows, row, full, step, SECOND, STAGES)
+
+
+@gluon.jit
+def _gate(product, GROUP: gl.constexpr):
+    """Join gates and ups that take turns."""
+    OUTS: gl.constexpr = product.shape[0]
+    ROWS: gl.constexpr = product.shape[1]
+    pairs = product.reshape([OUTS // (2 * GROUP), 2, GROUP, ROWS]).permute((0, 2, 3, 1))
+    gate, up = gl.split(pairs)
+    return (gate / (1.0 + gl.exp(-gate)) * up).reshape([OUTS // 2, ROWS])
+
+
+@gluon.jit
+def _addresses(
+    out, row, tile, num_rows, num_outputs, ROWS: gl.constexpr, RESULTS: gl.constexpr, LAYOUT: gl.constexpr
+):
+    place = row + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
+    column = tile * RESULTS + gl.arange(0, RESULTS, gl.SliceLayout(0, LAYOUT))
+    return out + place[:, None] * num_outputs + column[None, :], (place < num_rows)[:, None]
+
+
+@gluon.jit
+def _load_addend(held, out, row, tile, num_rows, num_outputs, LAYOUT: gl.constexpr, ADD: gl.constexpr):
+    ROWS: gl.constexpr = held.shape[0]
+    RESULTS: gl.constexpr = held.shape[1]
+    addend = gl.zeros([ROWS, RESULTS], held.dtype, LAYOUT)
+    if ADD:
+        address, live = _addresses(out, row, tile, num_rows, num_outputs, ROWS, RESULTS, LAYOUT)
+        addend = gl.load(address, mask=live, other=0.0)
+    return addend
+
+
+@gluon.jit
+def _store(
+    product, addend, held, out, row, tile, num_rows, num_outputs, GATED: gl.constexpr, ADD: gl.constexpr,
+    GROUP: gl.constexpr,
+):  # fmt: skip
+    """Turn a product in shared memory, where rows come to lie as they do in ``out``, and store it."""
+    LAYOUT: gl.constexpr = addend.type.layout
+    if GATED:
+        product = _gate(product, GROUP)
+    turned = held.permute((1, 0))
+    if ADD:
+        held.store(addend)
+        TURNED: gl.constexpr = product.type.layout
+        product += turned.load(TURNED).to(gl.float32)
+    turned.store(product.to(held.dtype))
+    address, live = _addresses(out, row, tile, num_rows, num_outputs, held.shape[0], held.shape[1], LAYOUT)
+    gl.store(address, held.load(LAYOUT), mask=live)
+
+
+# One kernel serves every number of rows of a tile's size.
+@gluon.jit(do_not_specialize=["num_rows"])
+def _linear_tiles_hopper_kernel(
+    weight_tiles,  # descriptors: weight [N, K], gated ones as [N / 8, 2, 8, K]; rows [T, K] in two boxes
+    first_tiles,
+    second_tiles,
+    out,  # [T, N]
+    num_rows,
+    num_outputs,
+    OUTS: gl.constexpr,  # weight rows of a tile
+    FIRST: gl.constexpr,  # rows of a tile: a power of two, and perhaps another
+    SECOND: gl.constexpr,
+    WIDTH: gl.constexpr,
+    STEPS: gl.constexpr,
+    STAGES: gl.constexpr,
+    UNROLL: gl.constexpr,
+    GROUP: gl.constexpr,
+    GATED: gl.constexpr,
+    ADD: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    if OVERLAP:
+        gdc_launch_dependents()
+    WARPS: gl.constexpr = gl.num_warps()
+    ROWS: gl.constexpr = FIRST + SECOND
+    RESULTS: gl.constexpr = OUTS // 2 if GATED else OUTS
+    STAGE_BYTES: gl.constexpr = 2 * WIDTH * (OUTS + ROWS)
+    dtype: gl.constexpr = first_tiles.dtype
+    tile = gl.program_id(0)
+    row = gl.program_id(1) * ROWS
+    if GATED:
+        weights = gl.allocate_shared_memory(
+            dtype, [STAGES, OUTS // (2 * GROUP), 2, GROUP, WIDTH], weight_tiles.layout
+        )
+    else:
+        weights = gl.allocate_shared_memory(dtype, [STAGES, OUTS, WIDTH], weight_tiles.layout)
+    HELD: gl.constexpr = gl.NVMMASharedLayout.get_default_for([FIRST, RESULTS], dtype)
+    first_ring = gl.allocate_shared_memory(dtype, [STAGES, FIRST, WIDTH], first_tiles.layout)
+    first_held = gl.allocate_shared_memory(dtype, [FIRST, RESULTS], HELD)
+    second_ring, second_held = first_ring, first_held
+    if SECOND > 0:
+        second_ring = gl.allocate_shared_memory(dtype, [STAGES, SECOND, WIDTH], second_tiles.layout)
+        second_held = gl.allocate_shared_memory(dtype, [SECOND, RESULTS], HELD)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for early in gl.static_range(STAGES):
+        mbarrier.init(full.index(early), count=1)
+    fence_async_shared()
+    for early in gl.static_range(STAGES):
+        mbarrier.expect(full.index(early), STAGE_BYTES)
+        _copy_weights(weight_tiles, weights, full, tile, early, STAGES)
+    if OVERLAP:
+        gdc_wait()
+    rows = (first_tiles, second_tiles, first_ring, second_ring)
+    for early in gl.static_range(STAGES):
+        _copy_rows(rows, row, full, early, SECOND, STAGES)
+    OUT: gl.constexpr = _out_layout(RESULTS, WARPS)
+    first_addend = _load_addend(first_held, out, row, tile, num_rows, num_outputs, OUT, ADD)
+    second_addend = first_addend
+    first_total = gl.zeros([OUTS, FIRST], gl.float32, _product_layout(FIRST, WARPS))
+    second_total = first_total
+    if SECOND > 0:
+        second_addend = _load_addend(second_held, out, row + FIRST, tile, num_rows, num_outputs, OUT, ADD)
+        second_total = gl.zeros([OUTS, SECOND], gl.float32, _product_layout(SECOND, WARPS))
+
+    # The products of the step before have ended where a stage is filled again.
+    if UNROLL:
+        for step in gl.static_range(STEPS):
+            first_total, second_total = _multiply(
+                first_total, second_total, weights, rows, full, step, OUTS, SECOND, STAGES
+            )
+            if step > 0 and step - 1 + STAGES < STEPS:
+                _refill(
+                    weight_tiles, weights, rows, full, tile, row, step - 1 + STAGES, SECOND, STAGES, STAGE_BYTES
+                )  # fmt: skip
+    else:
+        for step in range(STEPS):
+            first_total, second_total = _multiply(
+                first_total, second_total, weights, rows, full, step, OUTS, SECOND, STAGES
+            )
+            if step > 0 and step - 1 + STAGES < STEPS:
+                _refill(
+                    weight_tiles, weights, rows, full, tile, row, step - 1 + STAGES, SECOND, STAGES, STAGE_BYTES
+                )  # fmt: skip
+    if SECOND > 0:
+        first_total, second_total = warpgroup_mma_wait(0, deps=[first_total, second_total])
+    else:
+        first_total = warpgroup_mma_wait(0, deps=[first_total])
+    _store(first_total, first_addend, first_held, out, row, tile, num_rows, num_outputs, GATED, ADD, GROUP)
+    if SECOND > 0:
+        _store(
+            second_total, second_addend, second_held, out, row + FIRST, tile, num_rows, num_outputs, GATED, ADD, GROUP
+        )  # fmt: skip
+
+
+def linear_tiles_hopper(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    gated: bool = False,
+    add: bool = False,
+    config: TilesConfig | None = None,
+) -> Tensor:
+    """Return ``x @ weight.T`` for ``x [T, K]``, in ``out`` (contiguous) where it is given; ``gated`` and ``add`` are those of
+    `rows.linear_rows`.
+
+    The weight must have been written before the kernel ahead of this one began, as it is read before that ends. Raises
+    ``ValueError`` on a bias, and on shapes or strides that do not fit.
+    """
+    num_rows, num_inputs = x.shape
+    if num_inputs != weight.shape[1]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
+    if bias is not None or not can_multiply(x, weight) or (out is not None and not out.is_contiguous()):
+        raise ValueError("this kernel takes whole tiles of 16-bit numbers, contiguous rows, and no bias")
+    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    config = config or tiles_config(num_rows, num_outputs, gated=gated)
+    results = config.outs // 2 if gated else config.outs
+    if num_outputs % results:
+        raise ValueError(f"{num_outputs} outputs are not whole tiles of {results}")
+    if out is None:
+        out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
+    first, second = _boxes(config.rows)
+    width, steps = config.width, num_inputs // config.width
+    held = 2 * results * (first + second)
+    stages = config.num_stages or (_SHARED_BYTES - held) // (2 * width * (config.outs + first + second))
+    overlap = overlaps_launches(x.device)
+    first_tiles = _describe(x, list(x.shape), list(x.stride()), [first, width])
+    _linear_tiles_hopper_kernel[(num_outputs // results, triton.cdiv(num_rows, first + second))](
+        _describe_weight(weight, config, gated),
+        first_tiles,
+        _describe(x, list(x.shape), list(x.stride()), [second, width]) if second else first_tiles,
+        out,
+        num_rows,
+        num_outputs,
+        OUTS=config.outs,
+        FIRST=first,
+        SECOND=second,
+        WIDTH=width,
+        STEPS=steps,
+        STAGES=min(steps, stages),
+        UNROLL=config.unroll,
+        GROUP=_GROUP,
+        GATED=gated,
+        ADD=add,
+        OVERLAP=overlap,
+        num_warps=config.outs // 16,
+        **launch_options(overlap),
+    )
+    return out
+
+
+def can_multiply(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel takes tensors like these: 16-bit ones whose rows lie as TMA has it, and whole tiles."""
+    return (
+        x.dtype == weight.dtype
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and weight.shape[0] % 128 == 0
+        and weight.shape[1] % _MAX_WIDTH == 0
+        and all(t.stride(1) == 1 and t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0 for t in (x, weight))
+    )
+
+
+def _boxes(num_rows: int) -> tuple[int, int]:
+    """Cut the rows of a tile, a multiple of 16, into a power of two and, where that leaves less to waste, a smaller one."""
+    first = 1 << (num_rows.bit_length() - 1)
+    if num_rows == first:
+        return first, 0
+    second = 1 << (num_rows - first - 1).bit_length()
+    return (2 * first, 0) if second == first else (first, second)
+
+
+def _describe_weight(weight: Tensor, config: TilesConfig, gated: bool) -> TensorDescriptor:
+    """Describe a weight ``[N, K]``; gates and ups, which it holds one after another, as pairs of groups."""
+    num_outputs, num_inputs = weight.shape
+    stride = weight.stride(0)
+    if not gated:
+        return _describe(weight, [num_outputs, num_inputs], [stride, 1], [config.outs, config.width])
+    half = num_outputs // 2
+    return _describe(
+        weight,
+        [half // _GROUP, 2, _GROUP, num_inputs],
+        [_GROUP * stride, half * stride, stride, 1],
+        [config.outs // (2 * _GROUP), 2, _GROUP, config.width],
+    )
+
+
+def _describe(tensor: Tensor, shape: list[int], strides: list[int], box: list[int]) -> TensorDescriptor:
+    element = gl.bfloat16 if tensor.dtype == torch.bfloat16 else gl.float16
+    return TensorDescriptor(tensor, shape, strides, box, gl.NVMMASharedLayout.get_default_for(box, element))
