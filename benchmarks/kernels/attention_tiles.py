@@ -104,7 +104,7 @@ def decode_run(case: Case, config: DecodeConfig) -> Callable[[], Tensor]:
 
 
 def prefill_run(case: Case, config: PrefillConfig) -> Callable[[], Tensor]:
-    q, *_, starts, lengths = case
+    q, k_cache, v_cache, tables, starts, lengths = case
     schedule = schedule_prefill(
         starts, lengths, num_tokens=q.shape[0], num_heads=q.shape[1], num_kv_heads=KV_HEADS, head_dim=HEAD_DIM,
         sliding_window=None, config=config,
@@ -112,7 +112,7 @@ def prefill_run(case: Case, config: PrefillConfig) -> Callable[[], Tensor]:
     out = torch.full_like(q, float("nan"))
 
     def run() -> Tensor:
-        paged_attention_prefill(*case, out, scale=HEAD_DIM**-0.5, schedule=schedule)
+        paged_attention_prefill(q, k_cache, v_cache, tables, out, scale=HEAD_DIM**-0.5, schedule=schedule)
         return out
 
     return run

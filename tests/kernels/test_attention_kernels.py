@@ -198,7 +198,8 @@ def test_mixed_attention_equals_reference(
         MIXED + ([(700, 1500), (1, 900)] if ON_GPU else []), num_heads, num_kv_heads, head_dim, dtype
     )
     small = PrefillConfig(rows=16, tile=16, num_warps=4, num_stages=2)
-    check_attention(case, window, prefill=small, padding=5)
+    for shortest in (1, 2):
+        check_attention(case, window, prefill=replace(small, shortest=shortest), padding=5)
     if ON_GPU:
         check_attention(case, window)
 
@@ -239,8 +240,10 @@ def test_prefill_is_split_only_where_tiles_are_few() -> None:
             num_tokens=int(query_lens.sum()), num_heads=2, num_kv_heads=2, head_dim=16, sliding_window=None,
             config=config,
         )  # fmt: skip
-        assert int(schedule.item_starts[-1]) <= schedule.max_items
-        return schedule.splits.tolist()
+        num_items = int(schedule.num_items)
+        assert num_items <= schedule.max_items
+        by_row = {row: num_splits for row, *_, num_splits, _, _ in schedule.items[:num_items].tolist()}
+        return [by_row[row] for row in range(len(lengths))]
 
     assert splits((64, 1600)) == [5]  # four tiles for twenty programs
     assert splits((640, 1600)) == [1]  # forty tiles
@@ -299,11 +302,29 @@ def test_hopper_prefill_equals_reference(
     lengths = [*MIXED, *LONG, (700, 1500), (40, 4000), (300, 300), (127, 255)]
     case = paged_case(lengths, num_heads, num_kv_heads, head_dim, dtype)
     tuned = prefill_hopper_config(
-        torch.cuda.get_device_properties(DEVICE).multi_processor_count, num_kv_heads
+        torch.cuda.get_device_properties(DEVICE).multi_processor_count, num_kv_heads, len(lengths)
     )
-    for num_programs in (1, 100):
-        config = replace(tuned, num_programs=num_programs, min_split=128)
+    for num_programs, shortest in ((1, 1), (100, 1), (100, 2)):
+        config = replace(tuned, num_programs=num_programs, shortest=shortest, min_split=128)
         check_attention(case, window, prefill=config, padding=5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_PAGE_COPIES, reason="the kernel is for Hopper")
+@pytest.mark.parametrize("num_heads", [16, 32])
+def test_hopper_prefill_of_many_short_items_equals_reference(num_heads: int) -> None:
+    pick = Random(5)
+    for _ in range(3):
+        lengths = [(new := pick.randint(1, 300), new + pick.choice([0, 0, 17, 400])) for _ in range(60)]
+        case = paged_case([*lengths, (0, 0), (1, 50), (2, 2)], num_heads, 8, 128, torch.bfloat16)
+        check_attention(case, None, tuned_for_cache=True, padding=pick.randint(0, 50))
+
+
+def test_single_tokens_are_left_to_decode_where_sequences_are_many() -> None:
+    shortest = [
+        prefill_hopper_config(132, 8, num_sequences).shortest for num_sequences in (1, 32, 64, 65, 512)
+    ]
+    assert shortest == [1, 1, 1, 2, 2]
 
 
 @pytest.mark.gpu

@@ -11,9 +11,11 @@ import triton.experimental.gluon.language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.extra.cuda import gdc_wait
 
+NOTE_LEN = 8
 NOTE_READERS = gl.constexpr(4)  # two warpgroups, two warps that copy
-_NOTE_LEN = gl.constexpr(8)
-_SPLIT_BASE = gl.constexpr(65536)  # one number of a note says how many splits there are, and which this is
+_NOTE_LEN = gl.constexpr(NOTE_LEN)
+# An item of so many key tiles takes longer than the next one's note; shorter ones are noted two ahead.
+_LONG_ITEM = gl.constexpr(6)
 # The first row of a page past the end: outside of every cache, where copies read zeros.
 _NOWHERE = gl.constexpr(0x7FFFFF00)
 
@@ -32,52 +34,58 @@ def stage_and_phase(turn, STAGES: gl.constexpr):
 
 @gluon.jit
 def hand_out_items(
-    notes, taken, item_starts, item_rows, row_splits, part_starts, query_start_loc, seq_lens, num_rows,
-    NUM_KV_HEADS: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
+    notes, taken, num_items, items, NUM_KV_HEADS: gl.constexpr, WINDOW: gl.constexpr, BLOCK_Q: gl.constexpr,
+    TILE: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
-    """Take the program's next item and note what the tables say of it, until none is left; a negative key head says so.
+    """Take the program's next item and note what the schedule says of it, until none is left; a negative first number says so.
 
     The last tiles of a prompt see the most keys: starting with them leaves the short ones to fill the end. Turns fixed
-    beforehand took a fifth more time for 4 prompts of 2,048 tokens, as some programs had longer items in every turn.
+    beforehand took a fifth more time for 4 prompts of 2,048 tokens, as some programs had longer items in every turn. An item
+    that is taken early is one that no other program can take: after a long one the next is taken when that begins.
     """
     if OVERLAP:
         gdc_wait()
     ring, full, empty = notes
     column = gl.arange(0, _NOTE_LEN, gl.BlockedLayout([1], [32], [1], [0]))
-    num_items = gl.load(item_starts + num_rows)
+    end = gl.load(num_items) * NUM_KV_HEADS
     index = gl.program_id(0)
     turn = 0
+    long = 0
     more = 1
     while more > 0:
-        more = (index < num_items * NUM_KV_HEADS).to(gl.int32)
-        item = gl.maximum(num_items - 1 - index // NUM_KV_HEADS, 0)
-        sequence = gl.load(item_rows + item)
-        first_token = gl.load(query_start_loc + sequence)
-        query_len = gl.load(query_start_loc + sequence + 1) - first_token
-        num_splits = gl.load(row_splits + sequence)
-        item_of_row = item - gl.load(item_starts + sequence)
-        note = gl.where(column == 0, gl.where(more > 0, index % NUM_KV_HEADS, -1), sequence)
-        note = gl.where(column == 2, first_token, note)
-        note = gl.where(column == 3, query_len, note)
-        note = gl.where(column == 4, gl.load(seq_lens + sequence) - query_len, note)
-        note = gl.where(column == 5, item_of_row // num_splits, note)
-        note = gl.where(column == 6, num_splits * _SPLIT_BASE + item_of_row % num_splits, note)
-        note = gl.where(column == 7, gl.load(part_starts + sequence) + item_of_row, note)
         stage, phase = stage_and_phase(turn, NOTES)
         mbarrier.wait(empty.index(stage), phase ^ 1)
-        ring.index(stage).store(note)
-        mbarrier.arrive(full.index(stage), count=1)
-        turn += 1
-        if more > 0:
+        before, phase = stage_and_phase(turn - 1, NOTES)
+        mbarrier.wait(empty.index(before), phase, pred=long > 0)
+        if turn > 0:
             index = gl.num_programs(0) + gl.atomic_add(taken, 1, sem="relaxed")
+        more = (index < end).to(gl.int32)
+        item = gl.maximum(end - 1 - index, 0) // NUM_KV_HEADS
+        note = gl.load(items + item * _NOTE_LEN + column)
+        place = gl.where(more > 0, note * NUM_KV_HEADS + index % NUM_KV_HEADS, -1)
+        ring.index(stage).store(gl.where(column == 0, place, note))
+        mbarrier.arrive(full.index(stage), count=1)
+        query_len = gl.load(items + item * _NOTE_LEN + 2)
+        _keys, _begin, num_tiles = range_of_keys(
+            query_len,
+            gl.load(items + item * _NOTE_LEN + 3),
+            gl.load(items + item * _NOTE_LEN + 4),
+            gl.load(items + item * _NOTE_LEN + 5),
+            gl.load(items + item * _NOTE_LEN + 6),
+            WINDOW, BLOCK_Q, TILE,
+        )  # fmt: skip
+        long = (num_tiles >= _LONG_ITEM).to(gl.int32)
+        turn += 1
     if gl.atomic_add(taken + 1, 1, sem="acq_rel") == gl.num_programs(0) - 1:
         gl.store(taken, 0)  # for the next layer
         gl.store(taken + 1, 0)
 
 
 @gluon.jit
-def read_note(notes, turn, NOTES: gl.constexpr):
-    """Return key head, sequence, first token, query length, cached keys, tile, number of splits, split, and part."""
+def read_note(notes, turn, NUM_KV_HEADS: gl.constexpr, NOTES: gl.constexpr):
+    """Return whether there is an item, key head, sequence, first token, query length, cached keys, tile, number of splits,
+    split, and first part.
+    """
     LAYOUT: gl.constexpr = _whole_note(gl.num_warps())
     ring, full, empty = notes
     stage, phase = stage_and_phase(turn, NOTES)
@@ -89,8 +97,8 @@ def read_note(notes, turn, NOTES: gl.constexpr):
         numbers = numbers + (gl.sum(gl.where(column == index, note, 0), 0),)  # noqa: RUF005
     mbarrier.arrive(empty.index(stage), count=1)
     return (
-        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6] // _SPLIT_BASE,
-        numbers[6] % _SPLIT_BASE, numbers[7],
+        numbers[0] >= 0, numbers[0] % NUM_KV_HEADS, numbers[0] // NUM_KV_HEADS, numbers[1], numbers[2], numbers[3],
+        numbers[4], numbers[5], numbers[6], numbers[7],
     )  # fmt: skip
 
 
@@ -117,8 +125,8 @@ def range_of_keys(
 def copy_tiles(
     q_pages, pages, queries, tiles, notes, block_tables, block_table_stride, rows_per_block, head_stride,
     WITH_QUERIES: gl.constexpr, WINDOW: gl.constexpr, BLOCK_SIZE: gl.constexpr, PAGE: gl.constexpr,
-    GROUP: gl.constexpr, BLOCK_Q: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, Q_STAGES: gl.constexpr,
-    NOTES: gl.constexpr, OVERLAP: gl.constexpr,
+    NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr,
+    Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """Copy keys or values of every item, and with the keys its queries, as soon as a stage of the ring is empty."""
     if OVERLAP:
@@ -127,10 +135,10 @@ def copy_tiles(
     HEAD_DIM: gl.constexpr = ring.shape[2]
     done = 0
     turn = 0
-    kv_head, sequence, first_token, query_len, num_cached, tile_of_row, num_splits, split, _part = read_note(
-        notes, turn, NOTES
+    more, kv_head, sequence, first_token, query_len, num_cached, tile_of_row, num_splits, split, _part = (
+        read_note(notes, turn, NUM_KV_HEADS, NOTES)
     )
-    while kv_head >= 0:
+    while more:
         num_keys, begin, num_tiles = range_of_keys(
             query_len, num_cached, tile_of_row, num_splits, split, WINDOW, BLOCK_Q, TILE
         )
@@ -165,8 +173,8 @@ def copy_tiles(
             blocks = following
             done += 1
         turn += 1
-        kv_head, sequence, first_token, query_len, num_cached, tile_of_row, num_splits, split, _part = (
-            read_note(notes, turn, NOTES)
+        more, kv_head, sequence, first_token, query_len, num_cached, tile_of_row, num_splits, split, _part = (
+            read_note(notes, turn, NUM_KV_HEADS, NOTES)
         )
 
 

@@ -40,9 +40,7 @@ def schedule_prefill(
 ) -> PrefillSchedule:
     """Return the schedule of one step, in device memory, with tuned settings; see `dispatch.schedule_prefill`."""
     if config is None:
-        config = _choose_prefill(
-            seq_lens.device, num_heads, num_kv_heads, head_dim, dtype=dtype, k_cache=k_cache
-        )
+        config = _choose_prefill(seq_lens, num_heads, num_kv_heads, head_dim, dtype=dtype, k_cache=k_cache)
     return schedule_prefill_rows(
         query_start_loc,
         seq_lens,
@@ -89,23 +87,27 @@ def paged_attention_mixed(
     if schedule is not None and schedule.sliding_window != sliding_window:
         raise ValueError(f"schedule is for window {schedule.sliding_window}; this layer has {sliding_window}")
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, out)
-    major, _ = _device_facts(q.device)
-    by_page = takes_pages(major, num_rows, q, k_cache, v_cache)
-    paged_attention_decode(
-        *tensors,
-        scale=scale,
-        sliding_window=sliding_window,
-        config=decode or decode_config(major, num_rows, num_kv_heads, max_seq_len, by_page=by_page),
-        v_scale=v_scale,
-        new_tokens=new_tokens,
-    )
     if max_query_len > 1:
         assert new_tokens is None
         schedule = schedule or _schedule_for_one_layer(q, k_cache, query_start_loc, seq_lens, sliding_window)
+    else:
+        schedule = None
+    if schedule is None or schedule.config.shortest > 1:
+        major, _ = _device_facts(q.device)
+        by_page = takes_pages(major, num_rows, q, k_cache, v_cache)
+        paged_attention_decode(
+            *tensors,
+            scale=scale,
+            sliding_window=sliding_window,
+            config=decode or decode_config(major, num_rows, num_kv_heads, max_seq_len, by_page=by_page),
+            v_scale=v_scale,
+            new_tokens=new_tokens,
+        )
+    if schedule is not None:
         attend = (
             _hopper().paged_attention_prefill_hopper if schedule.config.hopper else paged_attention_prefill
         )
-        attend(*tensors, scale=scale, v_scale=v_scale, schedule=schedule)
+        attend(q, k_cache, v_cache, block_tables, out, scale=scale, v_scale=v_scale, schedule=schedule)
     return out
 
 
@@ -118,7 +120,7 @@ def rotates_on_the_way(
 
 
 def _choose_prefill(
-    device: torch.device,
+    seq_lens: Tensor,
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
@@ -127,9 +129,9 @@ def _choose_prefill(
     k_cache: Tensor | None,
 ) -> PrefillConfig:
     """The one place where the prefill kernel of a step is chosen, with its settings."""
-    major, num_multiprocessors = _device_facts(device)
+    major, num_multiprocessors = _device_facts(seq_lens.device)
     if major == 9 and k_cache is not None and k_cache.dtype == dtype and (hopper := _hopper()):
-        config = prefill_hopper_config(num_multiprocessors, num_kv_heads)
+        config = prefill_hopper_config(num_multiprocessors, num_kv_heads, seq_lens.shape[0])
         if hopper.can_attend(k_cache, num_heads, config):
             return config
     return prefill_config(major, num_multiprocessors, num_kv_heads, head_dim, dtype.itemsize)

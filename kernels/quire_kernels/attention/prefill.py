@@ -82,13 +82,8 @@ def _paged_attention_prefill_kernel(
     part_lse,  # [parts, Hkv, ROWS] float32, base 2
     arrivals,  # [parts, Hkv]
     block_tables,
-    query_start_loc,
-    seq_lens,
-    item_starts,  # [R + 1]
-    item_rows,
-    row_splits,  # [R]
-    part_starts,  # [R]
-    num_rows,
+    num_items,  # [1]
+    items,  # [items, 8]
     score_scale,  # scale * log2(e), positive
     value_scale,
     block_table_stride,
@@ -115,7 +110,7 @@ def _paged_attention_prefill_kernel(
 ):
     finish_launching(OVERLAP)
     wait_for_inputs(OVERLAP)
-    num_items = tl.load(item_starts + num_rows)
+    end_of_items = tl.load(num_items)
     kv_head = tl.program_id(1)
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, WIDTH)
@@ -123,18 +118,17 @@ def _paged_attention_prefill_kernel(
     k_head = k_cache + kv_head * k_head_stride
     v_head = v_cache + kv_head * v_head_stride
     turn = tl.program_id(0)
-    while turn < num_items:
+    while turn < end_of_items:
         # The last tiles of a prompt see the most keys; starting with them leaves the short ones to fill the end.
-        item = num_items - 1 - turn
+        item = items + (end_of_items - 1 - turn) * 8
         turn += tl.num_programs(0)
-        sequence = tl.load(item_rows + item)
-        first_token = tl.load(query_start_loc + sequence)
-        query_len = tl.load(query_start_loc + sequence + 1) - first_token
-        num_splits = tl.load(row_splits + sequence)
-        item_of_row = item - tl.load(item_starts + sequence)
-        split = item_of_row % num_splits
-        first_query = item_of_row // num_splits * BLOCK_Q
-        num_cached = tl.load(seq_lens + sequence) - query_len
+        sequence = tl.load(item)
+        first_token = tl.load(item + 1)
+        query_len = tl.load(item + 2)
+        num_cached = tl.load(item + 3)
+        first_query = tl.load(item + 4) * BLOCK_Q
+        num_splits = tl.load(item + 5)
+        split = tl.load(item + 6)
 
         query = first_query + row // GROUP
         token = (first_token + query).to(tl.int64)
@@ -205,7 +199,7 @@ def _paged_attention_prefill_kernel(
         if num_splits == 1:
             tl.store(target, result.to(out.dtype.element_ty), mask=mask)
         else:
-            first_part = tl.load(part_starts + sequence) + item_of_row - split
+            first_part = tl.load(item + 7)
             first_place = (first_part * NUM_KV_HEADS + kv_head) * ROWS
             part_row = first_place + split * (NUM_KV_HEADS * ROWS) + row
             part = part_out + part_row[:, None] * HEAD_DIM + dim[None, :]
@@ -234,8 +228,6 @@ def paged_attention_prefill(
     k_cache: Tensor,
     v_cache: Tensor,
     block_tables: Tensor,
-    query_start_loc: Tensor,
-    seq_lens: Tensor,
     out: Tensor,
     *,
     scale: float,
@@ -261,13 +253,8 @@ def paged_attention_prefill(
         schedule.part_lse,
         schedule.arrivals,
         block_tables,
-        query_start_loc,
-        seq_lens,
-        schedule.item_starts,
-        schedule.item_rows,
-        schedule.splits,
-        schedule.part_starts,
-        seq_lens.shape[0],
+        schedule.num_items,
+        schedule.items,
         scale * _LOG2_E,
         v_scale,
         block_tables.stride(0),

@@ -14,9 +14,9 @@ from quire_kernels.attention.tuning import PrefillConfig
 class PrefillSchedule:
     """Work of one step over R table rows, for layers that share a sliding window.
 
-    A *tile* is a run of query tokens of a row with two or more; rows with fewer have none. An *item* is one of equal
-    splits of the keys that a tile sees, all of them where its row has one split. The parts and the arrivals are scratch
-    memory of one layer at a time.
+    A *tile* is a run of query tokens of a row; rows with fewer than ``config.shortest`` have none. An *item* is one of equal
+    splits of the keys that a tile sees, all of them where its row has one split. An item of several splits leaves a *part*.
+    The parts and the arrivals are scratch memory of one layer at a time.
     """
 
     sliding_window: int | None
@@ -24,10 +24,8 @@ class PrefillSchedule:
     rows_per_tile: int  # query tokens times heads of a group, padded
     queries_per_tile: int
     max_items: int
-    item_starts: Tensor  # [R + 1] int32: items before each row; their number at the end
-    item_rows: Tensor  # [max_items] int32: the row of each item
-    splits: Tensor  # [R] int32: splits of each tile of a row
-    part_starts: Tensor  # [R] int32: items before each row that leave a part, being one of several splits
+    num_items: Tensor  # [1] int32
+    items: Tensor  # [max_items, 8] int32: row, first token, query length, cached keys; tile, splits, split, first part of it
     arrivals: Tensor  # [max_parts, num_kv_heads, warpgroups] int32: by the first part of a tile; zero between layers
     taken: Tensor  # [2] int32: items taken beyond the first of each program, programs that are done; zero between layers
     part_out: Tensor  # [max_parts, num_kv_heads, rows_per_tile, head_dim] float32

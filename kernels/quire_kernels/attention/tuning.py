@@ -25,8 +25,9 @@ class PrefillConfig:
     """How a prefill launch is cut: query rows (tokens times heads of a group) and keys per tile.
 
     Keys are split where a step has fewer tiles than ``num_programs`` (per key head, that run at once), into splits of
-    ``min_split`` keys or more. ``hopper`` settings are those of `prefill_hopper`, which has two warpgroups and gives each
-    query token a power of two of rows; the others those of `prefill`.
+    ``min_split`` keys or more. ``hopper`` settings are those of `prefill_hopper`, which has a warpgroup for 64 rows and
+    gives each query token a power of two of them; the others those of `prefill`. Sequences with fewer than ``shortest``
+    query tokens are left to decode attention.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class PrefillConfig:
     num_stages: int
     num_programs: int = 1
     min_split: int = 512
+    shortest: int = 2
     hopper: bool = False
     resident_programs: int = 0  # of `prefill_hopper`, over all key heads
 
@@ -75,6 +77,11 @@ _PREFILL = {
 }
 _PREFILL_FALLBACK = PrefillConfig(rows=64, tile=32, num_warps=4, num_stages=2)
 _PREFILL_HOPPER = PrefillConfig(rows=128, tile=64, num_warps=4, num_stages=4, hopper=True)
+# Up to so many sequences the prefill kernel attends to those of one token too, which saves two launches. Measured on one
+# H200, 32 query and 8 key heads, us a layer against decode before it: a prompt of 256 tokens in a table of 32 rows 12.4
+# (16.6), a chunk of 352 beside 32 sequences of 400 tokens 32.1 (34.7), with 700 tokens before the chunk 49.5 (59.5); but
+# 2,048 tokens of prompts beside 200 sequences 130 (120).
+_FEW_SEQUENCES = 64
 # Warps of prefill programs that a multiprocessor holds at once, as registers allow.
 _PREFILL_WARPS = 8
 
@@ -113,10 +120,11 @@ def _num_splits(splits_by_programs: tuple[tuple[int, int], ...], programs: int, 
     return num_splits
 
 
-def prefill_hopper_config(num_multiprocessors: int, num_kv_heads: int) -> PrefillConfig:
+def prefill_hopper_config(num_multiprocessors: int, num_kv_heads: int, num_sequences: int) -> PrefillConfig:
     """Return the settings of `prefill_hopper`, which fills a multiprocessor with one program."""
     return replace(
         _PREFILL_HOPPER,
+        shortest=1 if num_sequences <= _FEW_SEQUENCES else 2,
         num_programs=max(1, num_multiprocessors // num_kv_heads),
         resident_programs=num_multiprocessors,
     )

@@ -1,0 +1,322 @@
+"""What the warpgroups of `prefill_hopper.py` do: products and softmax of the items that `hopper_feed.py` brings.
+
+Each warpgroup has half of the query rows of an item, keeps them in registers and shares the tiles of keys and values with
+the other. It starts the products of a tile's keys and of the values before it in one go, and takes the softmax while the
+other's run (after FlashAttention-3; Shah et al., 2024). The first keys of an item are multiplied with the last values of
+the one before, whose result is written while the other warpgroup multiplies.
+"""
+
+# pyright: reportAssignmentType=false
+
+import triton.experimental.gluon as gluon
+import triton.experimental.gluon.language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.language.extra.cuda import gdc_wait
+
+from quire_kernels.attention.hopper_feed import range_of_keys, read_note, stage_and_phase
+
+WARPGROUP_ROWS = 64
+_HALF = gl.constexpr(WARPGROUP_ROWS)
+_NEGATIVE_INFINITY = gl.constexpr(-float("inf"))
+# Its name in Triton 3.6, and from 3.7 on.
+_synchronize = getattr(gl, "thread_barrier", None) or gl.barrier
+
+
+@gluon.constexpr_function
+def _product_layout(columns):
+    """How a warpgroup holds a product of 64 rows."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
+@gluon.constexpr_function
+def _page_layout(columns):
+    """How a warpgroup holds rows that it moves, 16 bytes a thread."""
+    return gl.BlockedLayout([1, 8], [256 // columns, columns // 8], [4, 1], [1, 0])
+
+
+@gluon.jit
+def attend(
+    out, part_out, part_lse, arrivals, queries, keys, values, notes, score_scale, value_scale,
+    HALF: gl.constexpr, WINDOW: gl.constexpr, PAGE: gl.constexpr, NUM_HEADS: gl.constexpr,
+    NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr, TILE: gl.constexpr,
+    STAGES: gl.constexpr, Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
+):  # fmt: skip
+    """A warpgroup: attends with one half of the rows of each item, and leaves every stage that it has read."""
+    if OVERLAP:
+        gdc_wait()
+    HEAD_DIM: gl.constexpr = keys[0].shape[2]
+    TOKEN_ROWS: gl.constexpr = 2 * _HALF // BLOCK_Q  # the heads of a group, up to a power of two
+    O_LAYOUT: gl.constexpr = _product_layout(HEAD_DIM)
+    s_row = HALF * _HALF + gl.arange(0, _HALF, gl.SliceLayout(1, _product_layout(TILE)))
+    done = 0
+    turn = 0
+    more, kv_head, _s, first_token, query_len, num_cached, tile_of_row, num_splits, split, first_part = (
+        read_note(notes, turn, NUM_KV_HEADS, NOTES)
+    )
+    num_keys, begin, num_tiles = range_of_keys(
+        query_len, num_cached, tile_of_row, num_splits, split, WINDOW, BLOCK_Q, TILE
+    )
+    position = num_cached + tile_of_row * BLOCK_Q + s_row // TOKEN_ROWS
+    q_rows = _take_queries(queries, turn, more, HALF, TILE, Q_STAGES)
+    _await_keys(keys, done, more, STAGES)
+    scores = _multiply_keys(q_rows, keys, done, STAGES)
+    scores = warpgroup_mma_wait(0, deps=[scores])
+    mbarrier.arrive(keys[2].index(0), count=1)
+    weights, maximum, total = _first_softmax(scores, position, begin, score_scale, WINDOW)
+    weights = _as_operand(weights, keys[0].dtype)
+    while more:
+        first_query = tile_of_row * BLOCK_Q
+        accumulated = gl.zeros([_HALF, HEAD_DIM], gl.float32, O_LAYOUT)
+        # Tiles that need no mask, as every row sees all of their keys; the first has one anyway.
+        num_open = 1
+        if WINDOW == 0:
+            all_see = num_cached + first_query + HALF * (BLOCK_Q // 2) + 1
+            num_open = gl.minimum(gl.maximum((all_see - begin) // TILE, 1), num_tiles)
+        for tile in range(1, num_open):
+            weights, accumulated, maximum, total = _attend_tile(
+                q_rows, keys, values, weights, accumulated, maximum, total, position, begin + tile * TILE,
+                done + tile, score_scale, False, WINDOW, STAGES,
+            )  # fmt: skip
+        for tile in range(num_open, num_tiles):
+            weights, accumulated, maximum, total = _attend_tile(
+                q_rows, keys, values, weights, accumulated, maximum, total, position, begin + tile * TILE,
+                done + tile, score_scale, True, WINDOW, STAGES,
+            )  # fmt: skip
+        done += num_tiles
+        turn += 1
+        last, phase = stage_and_phase(done - 1, STAGES)
+        mbarrier.wait(values[1].index(last), phase)
+        num_valid = num_keys - begin - (num_tiles - 1) * TILE
+        if num_valid < TILE:
+            _clear_past_the_end(values[0].index(last), num_valid, PAGE)
+
+        # The next item begins with the products that end this one. Where there is none, its scores mean nothing.
+        (
+            more, next_kv_head, _s, next_first_token, next_query_len, num_cached, next_tile_of_row, next_num_splits,
+            next_split, next_first_part,
+        ) = read_note(notes, turn, NUM_KV_HEADS, NOTES)  # fmt: skip
+        num_keys, begin, num_tiles = range_of_keys(
+            next_query_len, num_cached, next_tile_of_row, next_num_splits, next_split, WINDOW, BLOCK_Q, TILE
+        )
+        position = num_cached + next_tile_of_row * BLOCK_Q + s_row // TOKEN_ROWS
+        q_rows = _take_queries(queries, turn, more, HALF, TILE, Q_STAGES)
+        _await_keys(keys, done, more, STAGES)
+        scores = _multiply_keys(q_rows, keys, done, STAGES)
+        accumulated = warpgroup_mma(weights, values[0].index(last), accumulated, is_async=True)
+        scores = warpgroup_mma_wait(1, deps=[scores])
+        mbarrier.arrive(keys[2].index(done % STAGES), count=1)
+        next_weights, next_maximum, next_total = _first_softmax(scores, position, begin, score_scale, WINDOW)
+        accumulated, weights = warpgroup_mma_wait(0, deps=[accumulated, weights])
+        mbarrier.arrive(values[2].index(last), count=1)
+        _write(
+            out, part_out, part_lse, arrivals, accumulated, maximum, total, value_scale, kv_head, first_token,
+            query_len, first_query, num_splits, split, first_part, HALF, NUM_HEADS, NUM_KV_HEADS, GROUP, TOKEN_ROWS,
+        )  # fmt: skip
+        weights, maximum, total = _as_operand(next_weights, keys[0].dtype), next_maximum, next_total
+        kv_head, first_token, query_len, tile_of_row = (
+            next_kv_head,
+            next_first_token,
+            next_query_len,
+            next_tile_of_row,
+        )
+        num_splits, split, first_part = next_num_splits, next_split, next_first_part
+
+
+@gluon.jit
+def _take_queries(queries, turn, more, HALF: gl.constexpr, TILE: gl.constexpr, Q_STAGES: gl.constexpr):
+    """Return the queries of an item, in registers; their place in shared memory is free from then on."""
+    ring, full, empty = queries
+    stage, phase = stage_and_phase(turn, Q_STAGES)
+    mbarrier.wait(full.index(stage), phase, pred=more)
+    rows = ring.index(2 * stage + HALF).reshape([_HALF, ring.shape[3]])
+    rows = rows.load(gl.DotOperandLayout(0, _product_layout(TILE), 2))
+    mbarrier.arrive(empty.index(stage), count=1)
+    return rows
+
+
+@gluon.jit
+def _await_keys(keys, done, more, STAGES: gl.constexpr):
+    """Wait for the keys of a tile, where there is ``more`` to come."""
+    stage, phase = stage_and_phase(done, STAGES)
+    mbarrier.wait(keys[1].index(stage), phase, pred=more)
+
+
+@gluon.jit
+def _multiply_keys(queries, keys, done, STAGES: gl.constexpr):
+    """Start the product of the queries and the keys of a tile."""
+    ring = keys[0]
+    TILE: gl.constexpr = ring.shape[1]
+    zeros = gl.zeros([_HALF, TILE], gl.float32, _product_layout(TILE))
+    return warpgroup_mma(
+        queries, ring.index(done % STAGES).permute((1, 0)), zeros, use_acc=False, is_async=True
+    )
+
+
+@gluon.jit
+def _attend_tile(
+    queries, keys, values, weights, accumulated, maximum, total, position, start, done, scale,
+    MASKED: gl.constexpr, WINDOW: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Start the products of this tile's keys and of the values before it; return the state after this one's softmax."""
+    ring, full, empty = values
+    before, phase = stage_and_phase(done - 1, STAGES)
+    _await_keys(keys, done, True, STAGES)
+    scores = _multiply_keys(queries, keys, done, STAGES)
+    mbarrier.wait(full.index(before), phase)
+    accumulated = warpgroup_mma(weights, ring.index(before), accumulated, is_async=True)
+    scores = warpgroup_mma_wait(1, deps=[scores])
+    mbarrier.arrive(keys[2].index(done % STAGES), count=1)
+    new_weights, rescale, maximum, total = _softmax(
+        scores, maximum, total, position, start, scale, MASKED, WINDOW
+    )
+    accumulated, weights = warpgroup_mma_wait(0, deps=[accumulated, weights])
+    mbarrier.arrive(empty.index(before), count=1)
+    accumulated = (
+        accumulated * gl.convert_layout(rescale, gl.SliceLayout(1, accumulated.type.layout))[:, None]
+    )
+    return _as_operand(new_weights, ring.dtype), accumulated, maximum, total
+
+
+@gluon.jit
+def _first_softmax(scores, position, start, scale, WINDOW: gl.constexpr):
+    """Return weights, maximum and total of the rows after the first tile of an item."""
+    LAYOUT: gl.constexpr = gl.SliceLayout(1, scores.type.layout)
+    maximum = gl.full([_HALF], _NEGATIVE_INFINITY, gl.float32, LAYOUT)
+    total = gl.zeros([_HALF], gl.float32, LAYOUT)
+    weights, _rescale, maximum, total = _softmax(scores, maximum, total, position, start, scale, True, WINDOW)
+    return weights, maximum, total
+
+
+@gluon.jit
+def _softmax(scores, maximum, total, position, start, scale, MASKED: gl.constexpr, WINDOW: gl.constexpr):
+    """Return weights, their rescaling, and the new maximum and total of each row."""
+    if MASKED:
+        TILE: gl.constexpr = scores.shape[1]
+        LAYOUT: gl.constexpr = scores.type.layout
+        key = start + gl.arange(0, TILE, gl.SliceLayout(0, LAYOUT))
+        visible = key[None, :] <= position[:, None]
+        if WINDOW > 0:
+            visible = visible & (key[None, :] > position[:, None] - WINDOW)
+        scores = gl.where(visible, scores, _NEGATIVE_INFINITY)
+    new_maximum = gl.maximum(maximum, gl.max(scores, 1) * scale)
+    reference = new_maximum
+    if MASKED:  # a row that has seen no key yet must not subtract infinity from infinity
+        reference = gl.where(new_maximum == _NEGATIVE_INFINITY, 0.0, new_maximum)
+    weights = gl.exp2(gl.fma(scores, scale, -reference[:, None]))
+    rescale = gl.exp2(maximum - reference)
+    return weights, rescale, new_maximum, total * rescale + gl.sum(weights, 1)
+
+
+@gluon.jit
+def _as_operand(weights, dtype: gl.constexpr):
+    return gl.convert_layout(weights.to(dtype), gl.DotOperandLayout(0, weights.type.layout, 2))
+
+
+@gluon.jit
+def _clear_past_the_end(values, num_valid, PAGE: gl.constexpr):
+    """Zero the rows of the last page that hold no token: what was left there may be no number, and zero times that is none."""
+    if num_valid % PAGE > 0:
+        TILE: gl.constexpr = values.shape[0]
+        LAYOUT: gl.constexpr = _page_layout(values.shape[1])
+        for page in gl.static_range(TILE // PAGE):
+            if num_valid // PAGE == page:
+                part = values.slice(page * PAGE, PAGE, 0)
+                row = page * PAGE + gl.arange(0, PAGE, gl.SliceLayout(1, LAYOUT))
+                held = part.load(LAYOUT)
+                part.store(gl.where((row < num_valid)[:, None], held, gl.zeros_like(held)))
+        fence_async_shared()
+        _synchronize()
+
+
+@gluon.jit
+def _write(
+    out, part_out, part_lse, arrivals, accumulated, maximum, total, value_scale, kv_head, first_token, query_len,
+    first_query, num_splits, split, first_part, HALF: gl.constexpr, NUM_HEADS: gl.constexpr,
+    NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, TOKEN_ROWS: gl.constexpr,
+):  # fmt: skip
+    """Write the result of an item; where it is one of several, the part, and who comes last the merged result."""
+    HEAD_DIM: gl.constexpr = accumulated.shape[1]
+    LAYOUT: gl.constexpr = accumulated.type.layout
+    ROWS_LAYOUT: gl.constexpr = _page_layout(HEAD_DIM)
+    maximum = gl.convert_layout(maximum, gl.SliceLayout(1, LAYOUT))
+    total = gl.convert_layout(gl.where(total == 0.0, 1.0, total), gl.SliceLayout(1, LAYOUT))
+    result = accumulated * (value_scale / total)[:, None]
+    target = (
+        out + (first_token.to(gl.int64) + first_query) * (NUM_HEADS * HEAD_DIM) + kv_head * (GROUP * HEAD_DIM)
+    )
+    if num_splits == 1:
+        rows = gl.convert_layout(result.to(out.dtype.element_ty), ROWS_LAYOUT)
+        _write_rows(target, rows, query_len - first_query, HALF, NUM_HEADS, GROUP, TOKEN_ROWS)
+    else:
+        row = HALF * _HALF + gl.arange(0, _HALF, gl.SliceLayout(1, LAYOUT))
+        dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LAYOUT))
+        first_place = first_part * NUM_KV_HEADS + kv_head
+        part_row = (first_place + split * NUM_KV_HEADS) * (2 * _HALF) + row
+        gl.store(part_out + part_row[:, None] * HEAD_DIM + dim[None, :], result)
+        gl.store(part_lse + part_row, maximum + gl.log2(total))
+        # Every thread's part must be written before one of them says so.
+        _synchronize()
+        arrival = arrivals + first_place * 2 + HALF
+        if gl.atomic_add(arrival, 1, sem="acq_rel") == num_splits - 1:
+            merged = _merge_splits(
+                part_out, part_lse, first_place * (2 * _HALF) + HALF * _HALF, NUM_KV_HEADS * 2 * _HALF,
+                num_splits, HEAD_DIM, ROWS_LAYOUT,
+            )  # fmt: skip
+            _write_rows(
+                target,
+                merged.to(out.dtype.element_ty),
+                query_len - first_query,
+                HALF,
+                NUM_HEADS,
+                GROUP,
+                TOKEN_ROWS,
+            )
+            gl.store(arrival, 0)  # for the next layer
+
+
+@gluon.jit
+def _write_rows(
+    target, result, num_queries, HALF: gl.constexpr, NUM_HEADS: gl.constexpr, GROUP: gl.constexpr,
+    TOKEN_ROWS: gl.constexpr,
+):  # fmt: skip
+    """Write rows of queries and heads that exist; ``target`` is where the first row of both halves goes."""
+    HEAD_DIM: gl.constexpr = result.shape[1]
+    LAYOUT: gl.constexpr = result.type.layout
+    row = HALF * _HALF + gl.arange(0, _HALF, gl.SliceLayout(1, LAYOUT))
+    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LAYOUT))
+    query, head = row // TOKEN_ROWS, row % TOKEN_ROWS
+    place = (query * NUM_HEADS + head) * HEAD_DIM
+    gl.store(
+        target + (place[:, None] + dim[None, :]),
+        result,
+        mask=((head < GROUP) & (query < num_queries))[:, None],
+    )
+
+
+@gluon.jit
+def _merge_splits(
+    part_out, part_lse, first_place, place_stride, num_splits, HEAD_DIM: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """Return the merged output ``[_HALF, HEAD_DIM]`` of the parts of one tile."""
+    row = gl.arange(0, _HALF, gl.SliceLayout(1, LAYOUT))
+    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LAYOUT))
+    peak = gl.full([_HALF], _NEGATIVE_INFINITY, gl.float32, gl.SliceLayout(1, LAYOUT))
+    total = gl.zeros([_HALF], gl.float32, gl.SliceLayout(1, LAYOUT))
+    merged = gl.zeros([_HALF, HEAD_DIM], gl.float32, LAYOUT)
+    for split in range(num_splits):
+        place = first_place + split * place_stride + row
+        lse = gl.load(part_lse + place, cache_modifier=".cg")
+        values = gl.load(part_out + place[:, None] * HEAD_DIM + dim[None, :], cache_modifier=".cg")
+        new_peak = gl.maximum(peak, lse)
+        reference = gl.where(new_peak == _NEGATIVE_INFINITY, 0.0, new_peak)
+        weight = gl.exp2(lse - reference)
+        rescale = gl.exp2(peak - reference)
+        total = total * rescale + weight
+        merged = merged * rescale[:, None] + values * weight[:, None]
+        peak = new_peak
+    return merged / gl.where(total == 0.0, 1.0, total)[:, None]
