@@ -20,6 +20,7 @@ from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.blocks import reference as blocks_reference
 from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.linear.library import multiply_by_table
+from quire_kernels.linear.tiling import MANY_ROWS
 from quire_kernels.linear.tuning import BetweenConfig, between_config, suits_few_rows, suits_tiles
 from quire_kernels.norm import cpu as norm_cpu
 from quire_kernels.norm import reference as norm_reference
@@ -277,11 +278,13 @@ def rotary_decode_attention(
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Project ``x [T, K]`` by ``weight [N, K]``, into ``out [T, N]`` where it is given: by our kernels for one row,
-    for few and for some hundred rows of 16-bit data, by oneDNN for packed weights, else by the library, with an algorithm
-    of the table where it has one.
+    for few, for some hundred and for many rows of 16-bit data, by oneDNN for packed weights, else by the library, with an
+    algorithm of the table where it has one.
     """
     if ours := _our_product(x, weight, bias):
         return ours(x, weight, bias, out=out)
+    if out is None and (ours := _many_rows_product(x, weight, bias)):
+        return ours(x, weight)
     if weight.is_mkldnn:
         product = linear_cpu.linear_packed(x, weight, bias)
         return product if out is None else out.copy_(product)
@@ -307,6 +310,8 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """Project to gate and up and join them; see `linear.reference.gated_linear`."""
     if ours := _our_product(x, weight, bias, gated=True):
         return ours(x, weight, bias, gated=True)
+    if ours := _many_rows_product(x, weight, bias, gated=True):
+        return ours(x, weight, gated=True)
     return silu_and_mul(linear(x, weight, bias))
 
 
@@ -425,6 +430,28 @@ def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> N
 
 def _may_use_table(x: Tensor) -> bool:
     return x.is_cuda and x.element_size() == 2
+
+
+def _many_rows_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool = False
+) -> Callable[..., Tensor] | None:
+    """The kernel for many rows of 16-bit data on Hopper; None where the library is as fast."""
+    if bias is not None or x.shape[0] < MANY_ROWS or x.element_size() != 2:
+        return None
+    if not _runs_triton(x) or not _is_hopper(x.device):
+        return None
+    many = _linear_many_rows()
+    return many.linear_many_rows if many and many.suits(x, weight, gated=gated) else None
+
+
+@cache
+def _linear_many_rows() -> Any:
+    """The module of that kernel; None where this Triton's Gluon, an experiment of its own, lacks what it needs."""
+    try:
+        from quire_kernels.linear import many_rows
+    except (ImportError, AttributeError):
+        return None
+    return many_rows
 
 
 @cache

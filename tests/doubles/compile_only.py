@@ -20,7 +20,7 @@ import torch
 from quire_kernels import dispatch, overlap
 from quire_kernels.activation import silu_and_mul
 from quire_kernels.attention import decode, paged, prefill, prefill_hopper
-from quire_kernels.linear import gemv, rows, tiles_hopper
+from quire_kernels.linear import gemv, many_rows, rows, tiles_hopper
 from quire_kernels.norm import rows as norm_rows
 from quire_kernels.rotary import heads
 from quire_worker.device_batch import DeviceBatch
@@ -38,6 +38,7 @@ from triton.runtime.jit import JITFunction
 CPU = torch.device("cpu")
 NUM_MULTIPROCESSORS, SHARED_BYTES = 132, 227 << 10
 MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN = 512, 512, 4096
+MANY_ROWS = (2048, 4096)
 BATCHES = (1, 8, 64, 128, 512)
 """Of one row, of few, of many: each has kernels or settings of its own."""
 CONFIG: dict[str, Any] = {
@@ -97,6 +98,7 @@ def absent_gpu(capability: int) -> Generator[None]:
             prefill,
             prefill_hopper,
             gemv,
+            many_rows,
             rows,
             tiles_hopper,
             norm_rows,
@@ -110,6 +112,7 @@ def absent_gpu(capability: int) -> Generator[None]:
             patch.object(dispatch, "_is_hopper_or_later", lambda device: major >= 9),
             patch.object(dispatch, "_num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
             patch.object(dispatch, "_is_hopper", lambda device: major == 9),
+            patch.object(many_rows, "_num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
             patch.object(paged, "_device_facts", lambda device: (major, NUM_MULTIPROCESSORS)),
             *overlaps,
         ):
@@ -167,6 +170,10 @@ def _take_steps(cache_dtype: torch.dtype) -> None:
         step.mask([0], np.zeros((1, -(-CONFIG["vocab_size"] // 32)), dtype=np.int32))
         step.draw(shape.num_rows)
     _change_slots(step.batch, step)
+    for num_rows in MANY_ROWS:
+        x, weight = (torch.zeros((rows, 2048), dtype=torch.bfloat16) for rows in (num_rows, 6144))
+        dispatch.gated_linear(x, weight)
+        dispatch.linear(x, weight)
 
 
 def _change_slots(batch: DeviceBatch, step: DeviceStep) -> None:

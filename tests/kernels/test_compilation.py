@@ -35,13 +35,14 @@ KERNELS = {
 BY_PAGES = {"_paged_attention_decode_pages_kernel", "_paged_attention_prefill_hopper_kernel"}
 BY_ROWS = {"_linear_rows_kernel", "_linear_tiles_hopper_kernel", "_between_attentions_kernel"}
 BY_SLOTS = {"_paged_attention_prefill_kernel"}
+MANY_ROWS = {"_linear_many_rows_kernel"}
 
 
 @pytest.mark.parametrize(
     ("capability", "cache_dtype", "more"),
     [
-        (90, "bfloat16", {*BY_ROWS, *BY_PAGES}),
-        (90, "float8_e4m3fn", {*BY_ROWS, *BY_SLOTS}),
+        (90, "bfloat16", BY_ROWS | MANY_ROWS | BY_PAGES),
+        (90, "float8_e4m3fn", BY_ROWS | MANY_ROWS | BY_SLOTS),
         (80, "bfloat16", BY_SLOTS),
     ],
 )

@@ -9,7 +9,9 @@ import os
 from array import array
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
+from itertools import count, takewhile
 
 import numpy as np
 import torch
@@ -30,6 +32,9 @@ from quire_worker.step_shape import ShapeTable, StepShape
 
 _MAX_THREADS = 8
 """More of them wait for the interpreter, in which a kernel spends about a third of its compilation."""
+
+_MIN_HALVING = 1024
+"""Tokens; smaller steps differ in graphs, which are rehearsed one by one."""
 
 _NUM_CHANGES = (1, 2, 16)
 """Binaries differ by whether a number is 1, a multiple of 16, or neither."""
@@ -84,7 +89,7 @@ def noted_kernels(step: DeviceStep, shapes: ShapeTable, largest: StepShape) -> l
         for num_rows in (largest.num_rows, *shapes.captured_rows()):
             step.batch.load_padding(StepShape(num_rows, num_rows, True, 1))
             step.draw(num_rows)
-        for shape in (largest, *shapes.captured()):
+        for shape in (*_halvings(largest), *shapes.captured()):
             step.batch.load_padding(shape)
             step.forward(shape)
         words = -(-step.logits(1).shape[1] // 32)
@@ -92,6 +97,13 @@ def noted_kernels(step: DeviceStep, shapes: ShapeTable, largest: StepShape) -> l
         for number in _NUM_CHANGES:
             step.batch.enter(changes_of(number), step.kv_cache)
     return kernels
+
+
+def _halvings(largest: StepShape) -> list[StepShape]:
+    """The largest step, then each with half the tokens of the one before: products of many rows change kernels on the way."""
+    sizes = takewhile(lambda size: size >= _MIN_HALVING, (largest.num_tokens >> turn for turn in count(1)))
+    smaller = [replace(largest, num_tokens=size, num_rows=min(largest.num_rows, size)) for size in sizes]
+    return [largest, *smaller]
 
 
 def changes_of(number: int) -> SlotChanges:

@@ -1,0 +1,479 @@
+"""Products of many rows on Hopper: a program keeps its multiprocessor and takes output tiles in an order that shares reads.
+
+Truth: `linear/reference.py`. Two or three warpgroups multiply, each with 64 rows of a tile and all of its 256 weights;
+the first of them also starts the copies into a ring of stages that all read, which leaves the registers of a feeding warp
+to a third warpgroup. Where the product is gated, half of a tile's weights are those of gates and half are those of the ups
+of the same outputs: they meet in the registers of a thread, and the activation leaves in place of both. At full power such
+products are bound by the energy of what they move, hence tiles as large as the registers hold. Tiles that would not fill
+the last turn of all multiprocessors are cut into pieces of their inputs, and the piece that comes last adds up all, in
+their order.
+
+Knows Hopper alone and 16-bit tensors (`can_multiply`). Gluon is an experiment of Triton's: whoever imports this module must
+be ready for an ImportError or AttributeError.
+"""
+
+from functools import cache
+
+import torch
+import triton.experimental.gluon as gluon
+import triton.experimental.gluon.language as gl
+from torch import Tensor
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from quire_kernels.linear.tiling import (
+    GROUP_ROWS,
+    STEP_INPUTS,
+    TILE_WEIGHTS,
+    ManyRowsConfig,
+    cut_tiles,
+    many_rows_config,
+    suits_many_rows,
+)
+from quire_kernels.overlap import launch_options, overlaps_launches
+
+_OUT_COLUMNS = TILE_WEIGHTS // 2
+_ROWS = gl.constexpr(GROUP_ROWS)
+_WEIGHTS = gl.constexpr(TILE_WEIGHTS)
+_STEP = gl.constexpr(STEP_INPUTS)
+_COLUMNS = gl.constexpr(_OUT_COLUMNS)
+# Its name in Triton 3.6, and from 3.7 on.
+_synchronize = getattr(gl, "thread_barrier", None) or gl.barrier
+
+
+@gluon.constexpr_function
+def _product_layout(columns):
+    """How a warpgroup holds a product of 64 rows."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
+@gluon.jit
+def _place_of_tile(tile, num_rows, num_strips, BLOCK_ROWS: gl.constexpr, BAND: gl.constexpr):
+    """Return the first row and the strip of a tile: bands of row blocks, and within a band strip after strip."""
+    num_blocks = gl.cdiv(num_rows, BLOCK_ROWS)
+    tiles_of_band = BAND * num_strips
+    first = tile // tiles_of_band * BAND
+    height = gl.minimum(num_blocks - first, BAND)
+    rest = tile % tiles_of_band
+    return (first + rest % height) * BLOCK_ROWS, rest // height
+
+
+@gluon.jit
+def _extent_of_item(item, num_whole, pieces, num_steps):
+    """Return the tile that an item is of, which piece of it, and the first step and the end of that."""
+    over = gl.maximum(item - num_whole, 0)
+    if item < num_whole:
+        tile = item
+        piece = 0
+        first = 0
+        end = num_steps
+    else:
+        tile = num_whole + over // pieces
+        piece = over % pieces
+        first = piece * num_steps // pieces
+        end = (piece + 1) * num_steps // pieces
+    return tile, piece, first, end
+
+
+@gluon.jit
+def _feed(
+    boxes, rings, sizes, following, stage, phase,
+    WAIT: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, BAND: gl.constexpr,
+):  # fmt: skip
+    """Start the copies of the step that follows into a stage, once that is empty, and return the one after it."""
+    x_boxes, weight_boxes = boxes
+    x_ring, weight_ring, full, empty = rings
+    num_rows, num_strips, num_outputs, num_steps, num_whole, num_items, pieces = sizes
+    item, step, end, row, strip = following
+    if step == end:
+        item += gl.num_programs(0)
+        tile, _piece, step, end = _extent_of_item(item, num_whole, pieces, num_steps)
+        row, strip = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND)
+    if item < num_items:
+        column = step * _STEP
+        ready = full.index(stage)
+        if WAIT:
+            mbarrier.wait(empty.index(stage), phase)
+        mbarrier.expect(ready, 2 * _STEP * (GROUPS * _ROWS + _WEIGHTS))
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(
+                x_boxes, [row + group * _ROWS, column], ready, x_ring.index(stage * GROUPS + group)
+            )
+        weights = weight_ring.index(stage)
+        if GATED:
+            first = strip * (_WEIGHTS // 2)
+            tma.async_copy_global_to_shared(
+                weight_boxes, [first, column], ready, weights.slice(0, _WEIGHTS // 2, 0)
+            )
+            tma.async_copy_global_to_shared(
+                weight_boxes,
+                [num_outputs + first, column],
+                ready,
+                weights.slice(_WEIGHTS // 2, _WEIGHTS // 2, 0),
+            )
+        else:
+            tma.async_copy_global_to_shared(weight_boxes, [strip * _WEIGHTS, column], ready, weights)
+    return item, step + 1, end, row, strip
+
+
+@gluon.jit
+def _multiply(
+    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes,
+    GROUP: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, ADD: gl.constexpr,
+    BAND: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """A warpgroup: multiplies its 64 rows of every tile; the first one also feeds all."""
+    x_ring, weight_ring, full, empty = rings
+    num_rows, num_strips, num_outputs, num_steps, num_whole, num_items, pieces = sizes
+    staged = out_ring.index(GROUP)
+    following = (gl.program_id(0), 0, 0, 0, 0)
+    if GROUP == 0:
+        tile, _piece, first, end = _extent_of_item(gl.program_id(0), num_whole, pieces, num_steps)
+        row, strip = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND)
+        following = (gl.program_id(0), first, end, row, strip)
+        for ahead in gl.static_range(STAGES):
+            following = _feed(boxes, rings, sizes, following, ahead, 0, False, GROUPS, GATED, BAND)
+    stage = 0
+    phase = 0
+    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        tile, piece, first, end = _extent_of_item(item, num_whole, pieces, num_steps)
+        row, strip = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND)
+        row += GROUP * _ROWS
+        if ADD:
+            total = _load_residual(out, row, strip, gl.where(piece == 0, num_rows, 0), num_outputs)
+        else:
+            total = gl.zeros([_ROWS, _WEIGHTS], gl.float32, _product_layout(_WEIGHTS))
+        for step in range(first, end):
+            mbarrier.wait(full.index(stage), phase)
+            total = warpgroup_mma(
+                x_ring.index(stage * GROUPS + GROUP), weight_ring.index(stage).permute((1, 0)), total, is_async=True
+            )  # fmt: skip
+            total = warpgroup_mma_wait(1, deps=[total])
+            if step > first:
+                before = gl.where(stage == 0, STAGES - 1, stage - 1)
+                mbarrier.arrive(empty.index(before), count=1)
+                if GROUP == 0:
+                    following = _feed(
+                        boxes, rings, sizes, following, before, gl.where(stage == 0, phase ^ 1, phase),
+                        True, GROUPS, GATED, BAND,
+                    )  # fmt: skip
+            stage += 1
+            if stage == STAGES:
+                stage = 0
+                phase ^= 1
+        total = warpgroup_mma_wait(0, deps=[total])
+        before = gl.where(stage == 0, STAGES - 1, stage - 1)
+        mbarrier.arrive(empty.index(before), count=1)
+        if GROUP == 0:
+            following = _feed(
+                boxes, rings, sizes, following, before, gl.where(stage == 0, phase ^ 1, phase),
+                True, GROUPS, GATED, BAND,
+            )  # fmt: skip
+        left, right = _halves(total)
+        if item < num_whole:
+            _finish(out_boxes, staged, left, right, row, strip, GATED)
+        else:
+            place = (tile - num_whole) * GROUPS + GROUP
+            first_part = parts + place.to(gl.int64) * pieces * (_ROWS * _WEIGHTS)
+            part = first_part + piece * (_ROWS * _WEIGHTS)
+            gl.store(_places(part), left)
+            gl.store(_places(part + _ROWS * _COLUMNS), right)
+            # Every thread's part must be written before one of them says so.
+            _synchronize()
+            if gl.atomic_add(arrivals + place, 1, sem="acq_rel") == pieces - 1:
+                gl.store(arrivals + place, 0)  # for the next product
+                all_left = _merge_parts(first_part, pieces)
+                all_right = _merge_parts(first_part + _ROWS * _COLUMNS, pieces)
+                _finish(out_boxes, staged, all_left, all_right, row, strip, GATED)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _places(half):
+    """Where the elements of half of a part lie."""
+    LAYOUT: gl.constexpr = _product_layout(_COLUMNS)
+    rows = gl.arange(0, _ROWS, gl.SliceLayout(1, LAYOUT))
+    columns = gl.arange(0, _COLUMNS, gl.SliceLayout(0, LAYOUT))
+    return (half + rows * _COLUMNS)[:, None] + columns[None, :]
+
+
+@gluon.jit
+def _merge_parts(first_part, pieces):
+    """Return the sum of one half of all parts of a tile."""
+    total = gl.zeros([_ROWS, _COLUMNS], gl.float32, _product_layout(_COLUMNS))
+    for piece in range(pieces):
+        total += gl.load(_places(first_part + piece * (_ROWS * _WEIGHTS)), cache_modifier=".cg")
+    return total
+
+
+@gluon.jit
+def _halves(total):
+    """Return the first 128 columns of a product, and the others."""
+    left, right = total.reshape([_ROWS, 2, _COLUMNS]).permute([0, 2, 1]).split()
+    LAYOUT: gl.constexpr = _product_layout(_COLUMNS)
+    return gl.convert_layout(left, LAYOUT), gl.convert_layout(right, LAYOUT)
+
+
+@gluon.jit
+def _load_residual(out, row, strip, num_rows, num_outputs):
+    """Return what a tile of the output holds."""
+    LAYOUT: gl.constexpr = _product_layout(_WEIGHTS)
+    rows = row + gl.arange(0, _ROWS, gl.SliceLayout(1, LAYOUT))
+    columns = strip * _WEIGHTS + gl.arange(0, _WEIGHTS, gl.SliceLayout(0, LAYOUT))
+    place = out + (rows.to(gl.int64) * num_outputs)[:, None] + columns[None, :]
+    return gl.load(place, mask=(rows < num_rows)[:, None] & (columns < num_outputs)[None, :], other=0.0).to(
+        gl.float32
+    )
+
+
+@gluon.jit
+def _gate(gate, up, dtype: gl.constexpr):
+    """Return ``silu(gate) * up``, of both as they would have been stored."""
+    if dtype == gl.bfloat16:
+        # Two at a time: conversions one by one, and exponentials that care for the smallest numbers, take twice as long.
+        joined = gl.inline_asm_elementwise(
+            """{
+            .reg .b32 gates, ups;
+            .reg .f32 gate_0, gate_1, up_0, up_1, e_0, e_1;
+            cvt.rn.bf16x2.f32 gates, $2, $1;
+            cvt.rn.bf16x2.f32 ups, $4, $3;
+            shl.b32 gate_0, gates, 16;
+            and.b32 gate_1, gates, 0xffff0000;
+            shl.b32 up_0, ups, 16;
+            and.b32 up_1, ups, 0xffff0000;
+            mul.f32 e_0, gate_0, 0fBFB8AA3B;
+            mul.f32 e_1, gate_1, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 e_0, e_0;
+            ex2.approx.ftz.f32 e_1, e_1;
+            add.f32 e_0, e_0, 0f3F800000;
+            add.f32 e_1, e_1, 0f3F800000;
+            rcp.approx.ftz.f32 e_0, e_0;
+            rcp.approx.ftz.f32 e_1, e_1;
+            mul.f32 e_0, gate_0, e_0;
+            mul.f32 e_1, gate_1, e_1;
+            mul.f32 e_0, e_0, up_0;
+            mul.f32 e_1, e_1, up_1;
+            cvt.rn.bf16x2.f32 $0, e_1, e_0;
+            }""",
+            "=r,f,f,f,f",
+            [gate, up],
+            dtype=gl.bfloat16,
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        gate = gate.to(dtype).to(gl.float32)
+        joined = (gate * (1 / (1 + gl.exp(-gate))) * up.to(dtype).to(gl.float32)).to(dtype)
+    return joined
+
+
+@gluon.jit
+def _finish(out_boxes, staged, left, right, row, strip, GATED: gl.constexpr):
+    """Store what the halves of a product come to."""
+    if GATED:
+        _leave(out_boxes, staged, _gate(left, right, out_boxes.dtype), row, strip * _COLUMNS)
+    else:
+        _leave(out_boxes, staged, left.to(out_boxes.dtype), row, strip * _WEIGHTS)
+        _leave(out_boxes, staged, right.to(out_boxes.dtype), row, strip * _WEIGHTS + _COLUMNS)
+
+
+@gluon.jit
+def _leave(out_boxes, staged, values, row, column):
+    """Store the results of 64 rows by way of shared memory, once what was there before has left it."""
+    tma.store_wait(0)
+    _synchronize()
+    staged.store(values)
+    fence_async_shared()
+    _synchronize()
+    tma.async_copy_shared_to_global(out_boxes, [row, column], staged)
+
+
+# One kernel serves every size.
+@gluon.jit(
+    do_not_specialize=[
+        "num_rows",
+        "num_strips",
+        "num_columns",
+        "num_steps",
+        "num_whole",
+        "num_items",
+        "pieces",
+    ]
+)
+def _linear_many_rows_kernel(
+    x_boxes,  # descriptors: [T, K] in boxes of a warpgroup's rows, the weight [N, K], the output [T, N]
+    weight_boxes,
+    out_boxes,
+    out,
+    parts,  # [tiles in pieces, GROUPS, pieces, 64, 256] float32
+    arrivals,  # [tiles in pieces, GROUPS], zero before and after
+    num_rows,
+    num_strips,
+    num_columns,  # of 128 outputs each
+    num_steps,
+    num_whole,  # tiles
+    num_items,
+    pieces,
+    GROUPS: gl.constexpr,  # warpgroups
+    GATED: gl.constexpr,
+    ADD: gl.constexpr,
+    BAND: gl.constexpr,
+    STAGES: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    dtype: gl.constexpr = x_boxes.dtype
+    x_ring = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, _ROWS, _STEP], x_boxes.layout)
+    weight_ring = gl.allocate_shared_memory(dtype, [STAGES, _WEIGHTS, _STEP], weight_boxes.layout)
+    out_ring = gl.allocate_shared_memory(dtype, [GROUPS, _ROWS, _COLUMNS], out_boxes.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=GROUPS)
+    fence_async_shared()
+    boxes = (x_boxes, weight_boxes)
+    rings = (x_ring, weight_ring, full, empty)
+    sizes = (num_rows, num_strips, num_columns * _COLUMNS, num_steps, num_whole, num_items, pieces)
+    if GROUPS == 3:
+        gl.warp_specialize(
+            [
+                (_multiply, (
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 0, GROUPS, GATED, ADD, BAND, STAGES,
+                )),
+                (_multiply, (
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 1, GROUPS, GATED, ADD, BAND, STAGES,
+                )),
+                (_multiply, (
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 2, GROUPS, GATED, ADD, BAND, STAGES,
+                )),
+            ],
+            [4, 4],
+            [168, 168],  # registers of a thread; with those of the first warpgroup the whole file
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_multiply, (
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 0, GROUPS, GATED, ADD, BAND, STAGES,
+                )),
+                (_multiply, (
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 1, GROUPS, GATED, ADD, BAND, STAGES,
+                )),
+            ],
+            [4],
+            [240],
+        )  # fmt: skip
+
+
+def can_multiply(x: Tensor, weight: Tensor, *, gated: bool) -> bool:
+    """Whether the kernel takes tensors like these, as TMA has it."""
+    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    return (
+        x.dtype in (torch.bfloat16, torch.float16)
+        and num_outputs % _OUT_COLUMNS == 0
+        and weight.shape[1] % STEP_INPUTS == 0
+        and x.stride(1) == weight.stride(1) == 1
+        and x.stride(0) % 8 == weight.stride(0) % 8 == 0
+        and x.data_ptr() % 16 == weight.data_ptr() % 16 == 0
+    )
+
+
+def suits(x: Tensor, weight: Tensor, *, gated: bool = False) -> bool:
+    """Whether the kernel takes these tensors, and is faster than the library."""
+    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    suited = suits_many_rows(x.shape[0], num_outputs, weight.shape[1], gated=gated)
+    return suited and can_multiply(x, weight, gated=gated)
+
+
+def linear_many_rows(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    gated: bool = False,
+    add: bool = False,
+    out: Tensor | None = None,
+    config: ManyRowsConfig | None = None,
+) -> Tensor:
+    """Return the product of ``x [T, K]`` and ``weight [N, K]``, added to ``out`` where that is asked for; a gated one has a
+    ``weight [2 N, K]``, gates first, and returns ``silu(gate) * up`` of both as they would have been stored. Raises
+    ``ValueError`` on tensors that the kernel cannot take.
+    """
+    (num_rows, num_inputs), num_outputs = x.shape, weight.shape[0] // (2 if gated else 1)
+    if num_inputs != weight.shape[1]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
+    if not can_multiply(x, weight, gated=gated):
+        raise ValueError(
+            "x and weight must be of 16 bits, aligned, and fill tiles of 128 outputs and 64 inputs"
+        )
+    if add and (gated or out is None):
+        raise ValueError("a product that is added needs what it is added to, and no gate")
+    if out is not None and (out.shape != (num_rows, num_outputs) or not out.is_contiguous()):
+        raise ValueError(
+            f"out has shape {tuple(out.shape)}; it must be {(num_rows, num_outputs)}, contiguous"
+        )
+    if out is None:
+        out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
+    if num_rows == 0:
+        return out
+    num_programs = _num_multiprocessors(x.device)
+    config = config or many_rows_config(num_rows)
+    tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, num_programs, gated=gated)
+    num_parts = (tiling.num_items - tiling.num_whole) * config.groups
+    parts = torch.empty((num_parts, GROUP_ROWS, TILE_WEIGHTS), dtype=torch.float32, device=x.device)
+    overlap = overlaps_launches(x.device)
+    _linear_many_rows_kernel[(min(num_programs, tiling.num_items),)](
+        _describe(x, [GROUP_ROWS, STEP_INPUTS]),
+        _describe(weight, [TILE_WEIGHTS // 2 if gated else TILE_WEIGHTS, STEP_INPUTS]),
+        _describe(out, [GROUP_ROWS, _OUT_COLUMNS]),
+        out,
+        parts,
+        _arrivals(x.device),
+        num_rows,
+        tiling.num_strips,
+        num_outputs // _OUT_COLUMNS,
+        num_inputs // STEP_INPUTS,
+        tiling.num_whole,
+        tiling.num_items,
+        tiling.num_pieces,
+        GROUPS=config.groups,
+        GATED=gated,
+        ADD=add,
+        BAND=config.band,
+        STAGES=config.num_stages,
+        OVERLAP=overlap,
+        num_warps=4,
+        **launch_options(overlap),
+    )
+    return out
+
+
+@cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _arrivals(device: torch.device) -> Tensor:
+    """Counters of a device, which every product leaves at zero; made before anything is captured."""
+    return torch.zeros(4 * _num_multiprocessors(device), dtype=torch.int32, device=device)
+
+
+def _describe(tensor: Tensor, box: list[int]) -> TensorDescriptor:
+    element = gl.bfloat16 if tensor.dtype == torch.bfloat16 else gl.float16
+    return TensorDescriptor(
+        tensor,
+        list(tensor.shape),
+        list(tensor.stride()),
+        box,
+        gl.NVMMASharedLayout.get_default_for(box, element),
+    )

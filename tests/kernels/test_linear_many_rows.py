@@ -1,0 +1,143 @@
+"""The product of many rows on Hopper and what it folds in, against torch references."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from quire_kernels import dispatch
+from quire_kernels.linear import reference
+from quire_kernels.linear.tiling import TALL, WIDE, cut_tiles, many_rows_config, suits_many_rows
+
+many_rows = pytest.importorskip("quire_kernels.linear.many_rows", exc_type=ImportError)
+
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+on_hopper = pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU; Gluon has no interpreter")
+CONFIGS = [WIDE, TALL, replace(TALL, max_pieces=1)]
+SIZES = [(14336, 4096), (18944, 3584), (3072, 1024), (6144, 4096), (4096, 14336), (128, 64)]
+SHAPES = [
+    (1, 128, 64),
+    (63, 256, 320),
+    (200, 640, 512),
+    (513, 3072, 1024),
+    (640, 4096, 4096),
+    (777, 4096, 14336),
+    (2049, 2176, 3584),
+    (8192, 1024, 4096),
+]
+
+
+def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(21)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.dtype == expected.dtype
+    error = (actual.double() - expected.double()).norm() / expected.double().norm()
+    assert error < 6e-3
+
+
+@on_hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("num_rows", "num_outputs", "num_inputs"), SHAPES)
+def test_product_equals_reference(
+    num_rows: int, num_outputs: int, num_inputs: int, dtype: torch.dtype
+) -> None:
+    x = random(num_rows, num_inputs, dtype=dtype)
+    weight = random(2 * num_outputs, num_inputs, dtype=dtype) / num_inputs**0.5
+    residual = random(num_rows, 2 * num_outputs, dtype=dtype)
+    for config in CONFIGS:
+        out = torch.full_like(residual, float("nan"))
+        assert many_rows.linear_many_rows(x, weight, out=out, config=config) is out
+        assert_close(out, reference.linear(x, weight))
+        added = many_rows.linear_many_rows(x, weight, add=True, out=residual.clone(), config=config)
+        assert_close(added, reference.linear_add(residual, x, weight))
+        out = torch.full_like(out[:, :num_outputs].contiguous(), float("nan"))
+        many_rows.linear_many_rows(x, weight, gated=True, out=out, config=config)
+        assert_close(out, reference.gated_linear(x, weight))
+
+
+@on_hopper
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 3e4])
+def test_gates_of_any_size_are_rounded_as_by_two_kernels(scale: float) -> None:
+    x, weight = random(192, 64), random(256, 64)
+    weight[:128] *= scale
+    gate, up = reference.linear(x, weight).float().chunk(2, dim=1)
+    expected = (torch.nn.functional.silu(gate) * up).to(x.dtype)
+    out = many_rows.linear_many_rows(x, weight, gated=True)
+    assert torch.isfinite(out).all()
+    # Sums in another order move a product by a place of its type at most.
+    assert torch.allclose(out.float(), expected.float(), rtol=0.03, atol=1e-3 * scale)
+
+
+@on_hopper
+def test_rows_of_a_wider_tensor_are_taken_where_they_lie() -> None:
+    wide, weight = random(300, 512), random(384, 256)
+    assert_close(many_rows.linear_many_rows(wide[:, 256:], weight), reference.linear(wide[:, 256:], weight))
+
+
+@on_hopper
+def test_graph_equals_eager_launches_bit_for_bit() -> None:
+    x, weight = random(1500, 2048), random(2 * 12288, 2048)
+    assert many_rows.suits(x, weight, gated=True)
+    eager = [dispatch.gated_linear(x, weight), many_rows.linear_many_rows(x, weight)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [dispatch.gated_linear(x, weight), many_rows.linear_many_rows(x, weight)]
+    for _ in range(3):
+        graph.replay()
+        assert all(map(torch.equal, eager, captured))
+
+
+@on_hopper
+def test_unfit_tensors_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be"):
+        many_rows.linear_many_rows(random(2, 64), random(128, 128))
+    with pytest.raises(ValueError, match="16 bits"):
+        many_rows.linear_many_rows(random(2, 64, dtype=torch.float32), random(128, 64, dtype=torch.float32))
+    with pytest.raises(ValueError, match="no gate"):
+        many_rows.linear_many_rows(random(2, 64), random(128, 64), add=True)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), SIZES)
+def test_every_tile_is_whole_or_in_pieces_for_idle_multiprocessors(
+    num_outputs: int, num_inputs: int, gated: bool
+) -> None:
+    for num_rows in (1, 192, 256, 512, 640, 768, 1024, 2048, 5000, 8192):
+        config = many_rows_config(num_rows)
+        tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, 132, gated=gated)
+        in_pieces, rest = divmod(tiling.num_items - tiling.num_whole, tiling.num_pieces)
+        blocks = -(-num_rows // (64 * config.groups))
+        assert rest == 0
+        assert tiling.num_whole + in_pieces == blocks * tiling.num_strips
+        assert tiling.num_strips * (128 if gated else 256) >= num_outputs
+        assert in_pieces == 0 or (tiling.num_whole % 132 == 0 and in_pieces * tiling.num_pieces <= 132)
+        assert tiling.num_pieces <= max(1, num_inputs // 1024)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_outputs", "num_inputs", "gated", "suited"),
+    [
+        (8192, 14336, 4096, True, True),
+        (1024, 14336, 4096, True, True),
+        (2048, 3072, 1024, True, True),
+        (1024, 3072, 1024, True, False),
+        (512, 14336, 4096, True, False),
+        (8192, 6144, 4096, False, True),
+        (8192, 4096, 4096, False, False),
+        (1024, 6144, 4096, False, False),
+    ],
+)
+def test_only_products_that_were_faster_are_taken(
+    num_rows: int, num_outputs: int, num_inputs: int, gated: bool, suited: bool
+) -> None:
+    assert suits_many_rows(num_rows, num_outputs, num_inputs, gated=gated) == suited
