@@ -1,5 +1,5 @@
-"""Products of many rows of a decoder layer by our kernel in both of its tiles, beside the library: the source of
-`linear/tiling.py`.
+"""Products of many rows of a decoder layer by our kernel in both of its tiles, beside the library: to check
+`linear/tiling.py` by.
 
     PYTHONPATH=kernels python benchmarks/kernels/linear_many_rows.py [SECONDS [NAME...]]
 

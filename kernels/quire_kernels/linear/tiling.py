@@ -1,6 +1,7 @@
 """How a product of many rows is cut into tiles, and whether it is: settings of `many_rows.py`, for one multiprocessor each.
 
-Measured on one H200 by `benchmarks/kernels/linear_many_rows.py` and within whole steps. Knows no device.
+Measured on one H200, E as a whole step among it (`benchmarks/notes.md`); `benchmarks/kernels/linear_many_rows.py`, which
+repeats it, has not run there yet. Knows no device.
 """
 
 from dataclasses import dataclass
