@@ -71,7 +71,7 @@ def test_float32_and_other_devices_never_ask_the_table(monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> bool:
         raise AssertionError("asked")
 
-    monkeypatch.setattr("quire_kernels.dispatch.multiply_by_table", fail)
+    monkeypatch.setattr("quire_kernels.dispatch.projection.multiply_by_table", fail)
     for dtype in (torch.float32, torch.bfloat16):
         x, weight, residual = (torch.ones(*shape, dtype=dtype) for shape in ((3, 8), (4, 8), (3, 4)))
         assert torch.equal(linear(x, weight), torch.full((3, 4), 8, dtype=dtype))

@@ -1,0 +1,45 @@
+"""What a device runs: whether Triton is there for it, and which kernels its capability allows.
+
+Every other room asks here, as `device.runs_triton(x)`, so that a test which stands in for a GPU has one place to say so.
+Knows no shape and no operation but attention, whose implementation it can name.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from quire_kernels.attention import cpu as attention_cpu
+from quire_kernels.attention import reference as attention_reference
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda and _triton_is_installed()
+
+
+def attention_implementation(device: torch.device) -> str:
+    """The module that attends on tensors of `device`."""
+    if device.type == "cuda" and _triton_is_installed():
+        return "quire_kernels.attention.paged (Triton)"
+    return (attention_cpu if device.type == "cpu" else attention_reference).__name__
+
+
+@cache
+def is_hopper_or_later(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] >= 9
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] == 9
+
+
+@cache
+def num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None

@@ -1,0 +1,134 @@
+"""Which implementation multiplies by a weight: one of our kernels by the number of rows, oneDNN or the library.
+
+From few rows to many, the first that suits is taken; the shapes that a kernel suits are those of `linear.tuning` and
+`linear.many_rows`, which measurements chose.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quire_kernels.dispatch import device
+from quire_kernels.dispatch.activation import silu_and_mul
+from quire_kernels.linear import cpu as linear_cpu
+from quire_kernels.linear.library import multiply_by_table
+from quire_kernels.linear.tiling import MANY_ROWS
+from quire_kernels.linear.tuning import suits_few_rows, suits_tiles
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Project ``x [T, K]`` by ``weight [N, K]``, into ``out [T, N]`` where it is given: by our kernels for one row,
+    for few, for some hundred and for many rows of 16-bit data, by oneDNN for packed weights, else by the library, with an
+    algorithm of the table where it has one.
+    """
+    if ours := _our_product(x, weight, bias):
+        return ours(x, weight, bias, out=out)
+    if out is None and (ours := _many_rows_product(x, weight, bias)):
+        return ours(x, weight)
+    if weight.is_mkldnn:
+        product = linear_cpu.linear_packed(x, weight, bias)
+        return product if out is None else out.copy_(product)
+    if out is None:
+        if bias is not None or not _may_use_table(x):
+            return torch.nn.functional.linear(x, weight, bias)
+        out = x.new_empty((x.shape[0], weight.shape[0]))
+    _multiply(x, weight, out)
+    return out if bias is None else out.add_(bias)
+
+
+def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Add the projection of ``x`` to ``residual [T, N]`` in place; see `linear.reference.linear_add`."""
+    if ours := _our_product(x, weight, bias):
+        return ours(x, weight, bias, out=residual, add=True)
+    if weight.is_mkldnn:
+        return residual.add_(linear_cpu.linear_packed(x, weight, bias))
+    _multiply(x, weight, residual, add=True)  # the library adds as it writes
+    return residual if bias is None else residual.add_(bias)
+
+
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Project to gate and up and join them; see `linear.reference.gated_linear`."""
+    if ours := _our_product(x, weight, bias, gated=True):
+        return ours(x, weight, bias, gated=True)
+    if ours := _many_rows_product(x, weight, bias, gated=True):
+        return ours(x, weight, gated=True)
+    return silu_and_mul(linear(x, weight, bias))
+
+
+def pack_linear_weight(weight: Tensor) -> Tensor:
+    """Return a weight in the layout that `linear` is fastest with; nothing else can read it."""
+    return linear_cpu.pack_linear_weight(weight) if weight.device.type == "cpu" else weight
+
+
+def _our_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool = False
+) -> Callable[..., Tensor] | None:
+    """The kernel for so few rows of 16-bit data; None where the library is as fast, and for few rows on older GPUs."""
+    if x.element_size() != 2 or not device.runs_triton(x):
+        return None
+    if x.shape[0] == 1:
+        from quire_kernels.linear.gemv import linear_gemv
+
+        return linear_gemv
+    num_rows, num_inputs = x.shape
+    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    if suits_few_rows(num_rows, num_outputs, num_inputs, gated=gated):
+        if not device.is_hopper_or_later(x.device):
+            return None
+        from quire_kernels.linear.rows import linear_rows
+
+        return linear_rows
+    if suits_tiles(num_rows, num_outputs, num_inputs, gated=gated) and device.is_hopper(x.device):
+        tiles = _linear_tiles()
+        if tiles and bias is None and tiles.can_multiply(x, weight):
+            return tiles.linear_tiles_hopper
+    return None
+
+
+@cache
+def _linear_tiles() -> Any:
+    """The module of the Hopper kernel; None where this Triton's Gluon, an experiment of its own, lacks what it needs."""
+    try:
+        from quire_kernels.linear import tiles_hopper
+    except (ImportError, AttributeError):
+        return None
+    return tiles_hopper
+
+
+def _many_rows_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool = False
+) -> Callable[..., Tensor] | None:
+    """The kernel for many rows of 16-bit data on Hopper; None where the library is as fast."""
+    if bias is not None or x.shape[0] < MANY_ROWS or x.element_size() != 2:
+        return None
+    if not device.runs_triton(x) or not device.is_hopper(x.device):
+        return None
+    many = _linear_many_rows()
+    return many.linear_many_rows if many and many.suits(x, weight, gated=gated) else None
+
+
+@cache
+def _linear_many_rows() -> Any:
+    """The module of that kernel; None where this Triton's Gluon, an experiment of its own, lacks what it needs."""
+    try:
+        from quire_kernels.linear import many_rows
+    except (ImportError, AttributeError):
+        return None
+    return many_rows
+
+
+def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """By the library, into `out` or onto what is there, with an algorithm of the table where it has one."""
+    if _may_use_table(x) and multiply_by_table(x, weight, out, add=add):
+        return
+    if add:
+        out.addmm_(x, weight.t())
+    else:
+        torch.mm(x, weight.t(), out=out)
+
+
+def _may_use_table(x: Tensor) -> bool:
+    return x.is_cuda and x.element_size() == 2
