@@ -5,7 +5,7 @@
 
 A chip at its power limit slows down within tenths of a second, so each product goes on for some SECONDS (0.8), of
 which the last three fifths count; with 0, for a few replays. Several weights take turns. The library's time includes the
-gate or the addition that our kernel folds in. Times are microseconds per product.
+gate or the addition that our kernel folds in. Times are microseconds per product. Has not run on a GPU yet.
 """
 
 import sys

@@ -20,7 +20,7 @@ import torch
 from quire_kernels import dispatch, overlap
 from quire_kernels.activation import silu_and_mul
 from quire_kernels.attention import decode, paged, prefill, prefill_hopper
-from quire_kernels.dispatch import device
+from quire_kernels.dispatch import between, device
 from quire_kernels.linear import gemv, many_rows, rows, tiles_hopper
 from quire_kernels.norm import rows as norm_rows
 from quire_kernels.rotary import heads
@@ -111,9 +111,9 @@ def absent_gpu(capability: int) -> Generator[None]:
         for each in (
             patch.object(device, "runs_triton", lambda tensor: True),
             patch.object(device, "is_hopper_or_later", lambda device: major >= 9),
-            patch.object(device, "num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
+            patch.object(between, "num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
             patch.object(device, "is_hopper", lambda device: major == 9),
-            patch.object(many_rows, "_num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
+            patch.object(many_rows, "num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
             patch.object(paged, "_device_facts", lambda device: (major, NUM_MULTIPROCESSORS)),
             *overlaps,
         ):

@@ -8,6 +8,7 @@ import torch
 from quire_kernels.attention import cpu as attention_cpu
 from quire_kernels.attention import reference as attention_reference
 from quire_kernels.linear import reference as linear_reference
+from quire_kernels.linear.boxes import misfit_of_boxes
 from quire_kernels.sampling import cpu as sampling_cpu
 from quire_kernels.sampling import philox
 from quire_kernels.sampling import reference as sampling_reference
@@ -224,3 +225,28 @@ def test_columns_of_another_dtype_are_refused_by_name() -> None:
     columns = {name: getattr(params, name) for name in SamplingTensors.__dataclass_fields__}
     with pytest.raises(ValueError, match="top_k"):
         SamplingTensors(**(columns | {"top_k": columns["top_k"].long()}))
+
+
+def test_what_hopper_cannot_copy_in_boxes_is_named() -> None:
+    x, weight = torch.zeros(4, 128, dtype=torch.bfloat16), torch.zeros(256, 128, dtype=torch.bfloat16)
+    assert misfit_of_boxes(x, weight) is None
+    wider = torch.zeros(4, 132, dtype=torch.bfloat16)
+    for operands, reason in (
+        ((x.float(), weight.float()), "x is of torch.float32; it must be of 16 bits"),
+        ((x, weight.half()), "weight is of torch.float16; it must be of torch.bfloat16"),
+        ((x, torch.zeros(128, 256, dtype=torch.bfloat16).t()), "weight has strides (1, 256)"),
+        ((wider[:, :128], weight), "x has strides (132, 1)"),
+        ((torch.zeros(4, 136, dtype=torch.bfloat16)[:, 4:132], weight), "x begins 8 bytes past"),
+    ):
+        assert (misfit_of_boxes(*operands) or "").startswith(reason)
+
+
+def test_a_product_of_many_rows_has_one_type() -> None:
+    many_rows = pytest.importorskip("quire_kernels.linear.many_rows", exc_type=ImportError)
+    x, weight = torch.zeros(4, 128, dtype=torch.bfloat16), torch.zeros(256, 128, dtype=torch.bfloat16)
+    assert many_rows.can_multiply(x, weight, gated=False)
+    assert not many_rows.can_multiply(x, weight.half(), gated=False)
+    with pytest.raises(ValueError, match=r"out is of torch\.float32; it must be of torch\.bfloat16"):
+        many_rows.linear_many_rows(x, weight, out=torch.zeros(4, 256))
+    with pytest.raises(ValueError, match="weight has 192 outputs; they must be whole tiles of 128"):
+        many_rows.linear_many_rows(x, weight[:192])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire_kernels.attention.new_tokens import NewTokens
 from quire_kernels.attention.tuning import DecodeConfig
+from quire_kernels.gpu import gluon_module
 from quire_kernels.overlap import (
     finish_launching,
     launch_options,
@@ -21,10 +22,7 @@ from quire_kernels.overlap import (
     wait_for_inputs,
 )
 
-try:
-    from quire_kernels.attention import decode_pages
-except (ImportError, AttributeError):  # a Triton without the language it is written in, which is experimental
-    decode_pages = None
+decode_pages = gluon_module("quire_kernels.attention.decode_pages")
 
 _LOG2_E = 1.4426950408889634
 _MANY_SPLITS = (
@@ -241,7 +239,6 @@ def paged_attention_decode(
         **launch_options(overlap),
     }
     if config.by_page:
-        assert decode_pages is not None
         decode_pages.launch_decode_pages(
             q,
             k_cache,

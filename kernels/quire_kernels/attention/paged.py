@@ -23,6 +23,7 @@ from quire_kernels.attention.tuning import (
     prefill_config,
     prefill_hopper_config,
 )
+from quire_kernels.gpu import gluon_module, num_multiprocessors
 
 
 def schedule_prefill(
@@ -129,22 +130,16 @@ def _choose_prefill(
     k_cache: Tensor | None,
 ) -> PrefillConfig:
     """The one place where the prefill kernel of a step is chosen, with its settings."""
-    major, num_multiprocessors = _device_facts(seq_lens.device)
+    major, processors = _device_facts(seq_lens.device)
     if major == 9 and k_cache is not None and k_cache.dtype == dtype and (hopper := _hopper()):
-        config = prefill_hopper_config(num_multiprocessors, num_kv_heads, seq_lens.shape[0])
+        config = prefill_hopper_config(processors, num_kv_heads, seq_lens.shape[0])
         if hopper.can_attend(k_cache, num_heads, config):
             return config
-    return prefill_config(major, num_multiprocessors, num_kv_heads, head_dim, dtype.itemsize)
+    return prefill_config(major, processors, num_kv_heads, head_dim, dtype.itemsize)
 
 
-@cache
 def _hopper() -> Any:
-    """The module of the Hopper kernel; None where this Triton's Gluon, an experiment of its own, lacks what it needs."""
-    try:
-        from quire_kernels.attention import prefill_hopper
-    except (ImportError, AttributeError):
-        return None
-    return prefill_hopper
+    return gluon_module("quire_kernels.attention.prefill_hopper")
 
 
 def _schedule_for_one_layer(
@@ -168,8 +163,7 @@ def _device_facts(device: torch.device) -> tuple[int, int]:
     """Return the major capability and the number of multiprocessors; small ones under the interpreter."""
     if device.type != "cuda":
         return 0, 4
-    properties = torch.cuda.get_device_properties(device)
-    return properties.major, properties.multi_processor_count
+    return torch.cuda.get_device_capability(device)[0], num_multiprocessors(device)
 
 
 def _check(

@@ -5,6 +5,7 @@ from torch import Tensor
 from quire_kernels.dispatch import device
 from quire_kernels.dispatch.norm import rms_norm
 from quire_kernels.dispatch.projection import gated_linear, linear, linear_add_
+from quire_kernels.gpu import gluon_module, num_multiprocessors
 from quire_kernels.linear.tuning import BetweenConfig, between_config
 
 
@@ -26,25 +27,25 @@ def between_attentions(
 ) -> Tensor:
     """From what a layer attended to, to the next layer's queries, keys and values; ``residual`` goes on in place.
 
-    One launch for few rows of a small model, which rounds as the operations one by one do.
+    One launch for few rows of a small model on Hopper, which rounds as the operations one by one do. Calls on one device
+    must not run at the same time: the programs of a launch wait for each other, and launches share counters.
     """
     biased = any(bias is not None for bias in (o_bias, gate_up_bias, down_bias))
     if not biased and (config := _between_config(residual, attended, down, qkv)):
-        from quire_kernels.linear.between import between_attentions_rows
-
-        return between_attentions_rows(
-            attended,
-            residual,
-            o=o,
-            post_norm=post_norm,
-            gate_up=gate_up,
-            down=down,
-            input_norm=input_norm,
-            qkv=qkv,
-            qkv_bias=qkv_bias,
-            eps=eps,
-            config=config,
-        )
+        kernel = gluon_module("quire_kernels.linear.between")
+        operands = {
+            "attended": attended,
+            "residual": residual,
+            "o": o,
+            "post_norm": post_norm,
+            "gate_up": gate_up,
+            "down": down,
+            "input_norm": input_norm,
+            "qkv": qkv,
+            "qkv_bias": qkv_bias,
+        }
+        if kernel and kernel.misfit(**operands) is None:
+            return kernel.between_attentions_rows(**operands, eps=eps, config=config)
     linear_add_(residual, attended, o, o_bias)
     gated = gated_linear(rms_norm(residual, post_norm, eps), gate_up, gate_up_bias)
     linear_add_(residual, gated, down, down_bias)
@@ -52,19 +53,18 @@ def between_attentions(
 
 
 def _between_config(residual: Tensor, attended: Tensor, down: Tensor, qkv: Tensor) -> BetweenConfig | None:
+    """Settings of the one launch, or None: that its programs are there at once, and gain by it, was seen on Hopper alone."""
     if (
         residual.element_size() != 2
         or not device.runs_triton(residual)
-        or not device.is_hopper_or_later(residual.device)
+        or not device.is_hopper(residual.device)
     ):
-        return None
-    if not (residual.is_contiguous() and attended.is_contiguous()):
         return None
     return between_config(
         residual.shape[0],
-        heads=attended.shape[1],
-        hidden=residual.shape[1],
-        inner=down.shape[1],
-        outputs=qkv.shape[0],
-        num_multiprocessors=device.num_multiprocessors(residual.device),
+        q_size=attended.shape[1],
+        hidden_size=residual.shape[1],
+        intermediate_size=down.shape[1],
+        num_outputs=qkv.shape[0],
+        num_multiprocessors=num_multiprocessors(residual.device),
     )

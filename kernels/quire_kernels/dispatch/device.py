@@ -36,10 +36,5 @@ def is_hopper(device: torch.device) -> bool:
 
 
 @cache
-def num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@cache
 def _triton_is_installed() -> bool:
     return find_spec("triton") is not None

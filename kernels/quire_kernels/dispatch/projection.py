@@ -1,18 +1,17 @@
 """Which implementation multiplies by a weight: one of our kernels by the number of rows, oneDNN or the library.
 
 From few rows to many, the first that suits is taken; the shapes that a kernel suits are those of `linear.tuning` and
-`linear.many_rows`, which measurements chose.
+`linear.tiling`, which measurements chose.
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from quire_kernels.dispatch import device
 from quire_kernels.dispatch.activation import silu_and_mul
+from quire_kernels.gpu import gluon_module
 from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.linear.library import multiply_by_table
 from quire_kernels.linear.tiling import MANY_ROWS
@@ -66,7 +65,9 @@ def pack_linear_weight(weight: Tensor) -> Tensor:
 def _our_product(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool = False
 ) -> Callable[..., Tensor] | None:
-    """The kernel for so few rows of 16-bit data; None where the library is as fast, and for few rows on older GPUs."""
+    """The kernel for one row, for few or for some hundred of 16-bit data; None where the library is as fast, and where the
+    GPU is too old for the kernel.
+    """
     if x.element_size() != 2 or not device.runs_triton(x):
         return None
     if x.shape[0] == 1:
@@ -82,20 +83,10 @@ def _our_product(
 
         return linear_rows
     if suits_tiles(num_rows, num_outputs, num_inputs, gated=gated) and device.is_hopper(x.device):
-        tiles = _linear_tiles()
+        tiles = gluon_module("quire_kernels.linear.tiles_hopper")
         if tiles and bias is None and tiles.can_multiply(x, weight):
             return tiles.linear_tiles_hopper
     return None
-
-
-@cache
-def _linear_tiles() -> Any:
-    """The module of the Hopper kernel; None where this Triton's Gluon, an experiment of its own, lacks what it needs."""
-    try:
-        from quire_kernels.linear import tiles_hopper
-    except (ImportError, AttributeError):
-        return None
-    return tiles_hopper
 
 
 def _many_rows_product(
@@ -106,18 +97,8 @@ def _many_rows_product(
         return None
     if not device.runs_triton(x) or not device.is_hopper(x.device):
         return None
-    many = _linear_many_rows()
+    many = gluon_module("quire_kernels.linear.many_rows")
     return many.linear_many_rows if many and many.suits(x, weight, gated=gated) else None
-
-
-@cache
-def _linear_many_rows() -> Any:
-    """The module of that kernel; None where this Triton's Gluon, an experiment of its own, lacks what it needs."""
-    try:
-        from quire_kernels.linear import many_rows
-    except (ImportError, AttributeError):
-        return None
-    return many_rows
 
 
 def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> None:

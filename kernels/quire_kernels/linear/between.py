@@ -320,17 +320,26 @@ def between_attentions_rows(
     goes on in place.
 
     Launches on one device must not run at the same time: each could keep the other's programs from being there, and they
-    would share the counters by which programs meet. Raises ``ValueError`` on tensors that are not contiguous.
+    would share the counters by which programs meet. Raises ``ValueError`` on tensors that `misfit` names, and on a
+    ``config`` that would leave outputs or inputs over.
     """
-    tensors = (attended, residual, o, post_norm, gate_up, down, input_norm, qkv)
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        raise ValueError("attended, residual and all weights must be contiguous")
-    num_rows, hidden = residual.shape
-    if num_rows > _ROWS:
-        raise ValueError(f"{num_rows} rows; at most {_ROWS} go in one launch")
-    inner = down.shape[1]
+    reason = misfit(
+        attended,
+        residual,
+        o=o,
+        post_norm=post_norm,
+        gate_up=gate_up,
+        down=down,
+        input_norm=input_norm,
+        qkv=qkv,
+        qkv_bias=qkv_bias,
+    )
+    if reason := reason or _misfit_of_config(config, attended, residual, down, qkv):
+        raise ValueError(reason)
+    num_rows, hidden_size = residual.shape
+    intermediate_size = down.shape[1]
     out = torch.empty((num_rows, qkv.shape[0]), dtype=residual.dtype, device=residual.device)
-    gated = torch.empty((num_rows, inner), dtype=residual.dtype, device=residual.device)
+    gated = torch.empty((num_rows, intermediate_size), dtype=residual.dtype, device=residual.device)
     overlaps = overlap.overlaps_launches(residual.device)
     _between_attentions_kernel[(config.num_programs,)](
         attended,
@@ -348,8 +357,8 @@ def between_attentions_rows(
         num_rows,
         eps,
         HEADS=attended.shape[1],
-        HIDDEN=hidden,
-        INNER=inner,
+        HIDDEN=hidden_size,
+        INNER=intermediate_size,
         OUT=qkv.shape[0],
         ROWS=_ROWS,
         PROGRAMS=config.num_programs,
@@ -361,6 +370,63 @@ def between_attentions_rows(
         **overlap.launch_options(overlaps),
     )
     return out
+
+
+def misfit(
+    attended: Tensor,
+    residual: Tensor,
+    *,
+    o: Tensor,
+    post_norm: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    input_norm: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor | None,
+) -> str | None:
+    """Why the kernel does not take these tensors, or None: 16-bit ones of one type, contiguous, whose shapes agree."""
+    num_rows, hidden_size = residual.shape
+    if residual.dtype not in (torch.bfloat16, torch.float16):
+        return f"residual is of {residual.dtype}; it must be of 16 bits"
+    if num_rows > _ROWS:
+        return f"residual has {num_rows} rows; at most {_ROWS} go in one launch"
+    q_size, intermediate_size, num_outputs = attended.shape[-1], down.shape[-1], qkv.shape[0]
+    operands = {
+        "attended": (attended, (num_rows, q_size)),
+        "residual": (residual, (num_rows, hidden_size)),
+        "o": (o, (hidden_size, q_size)),
+        "post_norm": (post_norm, (hidden_size,)),
+        "gate_up": (gate_up, (2 * intermediate_size, hidden_size)),
+        "down": (down, (hidden_size, intermediate_size)),
+        "input_norm": (input_norm, (hidden_size,)),
+        "qkv": (qkv, (num_outputs, hidden_size)),
+        "qkv_bias": (qkv_bias, (num_outputs,)),
+    }
+    for name, (tensor, shape) in operands.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            return f"{name} has shape {tuple(tensor.shape)}; it must be {shape}"
+        if tensor.dtype is not residual.dtype:
+            return f"{name} is of {tensor.dtype}; it must be of {residual.dtype}, as residual is"
+        if not tensor.is_contiguous():
+            return f"{name} has strides {tensor.stride()}; it must be contiguous"
+    return None
+
+
+def _misfit_of_config(
+    config: BetweenConfig, attended: Tensor, residual: Tensor, down: Tensor, qkv: Tensor
+) -> str | None:
+    """Why these settings do not cut these tensors into whole tiles for every program and whole chunks for every warp."""
+    q_size, hidden_size, intermediate_size = attended.shape[1], residual.shape[1], down.shape[1]
+    outputs = {"hidden": hidden_size, "intermediate": intermediate_size, "qkv": qkv.shape[0]}
+    for name, size in outputs.items():
+        if size == 0 or size % (8 * config.num_programs):
+            return f"num_programs is {config.num_programs}; 8 times it must divide the {name} size {size}"
+    for name, size in {"q": q_size, "hidden": hidden_size, "intermediate": intermediate_size}.items():
+        if size == 0 or size % (_NUM_WARPS * config.span):
+            return f"span is {config.span}; {_NUM_WARPS} times it must divide the {name} size {size}"
+    return None
 
 
 @cache

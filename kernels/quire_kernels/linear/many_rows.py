@@ -28,6 +28,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire_kernels.gpu import num_multiprocessors
+from quire_kernels.linear.boxes import misfit_of_boxes
 from quire_kernels.linear.tiling import (
     GROUP_ROWS,
     STEP_INPUTS,
@@ -377,15 +379,19 @@ def _linear_many_rows_kernel(
 
 def can_multiply(x: Tensor, weight: Tensor, *, gated: bool) -> bool:
     """Whether the kernel takes tensors like these, as TMA has it."""
+    return _misfit(x, weight, gated=gated) is None
+
+
+def _misfit(x: Tensor, weight: Tensor, *, gated: bool) -> str | None:
+    """Why the kernel does not take these tensors, or None."""
+    if reason := misfit_of_boxes(x, weight):
+        return reason
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    return (
-        x.dtype in (torch.bfloat16, torch.float16)
-        and num_outputs % _OUT_COLUMNS == 0
-        and weight.shape[1] % STEP_INPUTS == 0
-        and x.stride(1) == weight.stride(1) == 1
-        and x.stride(0) % 8 == weight.stride(0) % 8 == 0
-        and x.data_ptr() % 16 == weight.data_ptr() % 16 == 0
-    )
+    if num_outputs % _OUT_COLUMNS:
+        return f"weight has {num_outputs} outputs; they must be whole tiles of {_OUT_COLUMNS}"
+    if weight.shape[1] % STEP_INPUTS:
+        return f"weight has {weight.shape[1]} inputs; they must be whole tiles of {STEP_INPUTS}"
+    return None
 
 
 def suits(x: Tensor, weight: Tensor, *, gated: bool = False) -> bool:
@@ -405,18 +411,22 @@ def linear_many_rows(
     config: ManyRowsConfig | None = None,
 ) -> Tensor:
     """Return the product of ``x [T, K]`` and ``weight [N, K]``, added to ``out`` where that is asked for; a gated one has a
-    ``weight [2 N, K]``, gates first, and returns ``silu(gate) * up`` of both as they would have been stored. Raises
-    ``ValueError`` on tensors that the kernel cannot take.
+    ``weight [2 N, K]``, gates first, and returns ``silu(gate) * up`` of both as they would have been stored.
+
+    Products on one device must not run at the same time: they share the counters by which the last piece of a tile knows
+    itself. Raises ``ValueError`` on tensors that the kernel cannot take.
     """
     (num_rows, num_inputs), num_outputs = x.shape, weight.shape[0] // (2 if gated else 1)
     if num_inputs != weight.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
-    if not can_multiply(x, weight, gated=gated):
-        raise ValueError(
-            "x and weight must be of 16 bits, aligned, and fill tiles of 128 outputs and 64 inputs"
-        )
+    if reason := _misfit(x, weight, gated=gated):
+        raise ValueError(reason)
     if add and (gated or out is None):
-        raise ValueError("a product that is added needs what it is added to, and no gate")
+        raise ValueError(
+            f"add is set with gated={gated}, out={type(out).__name__}; it needs an out, and no gate"
+        )
+    if out is not None and out.dtype is not x.dtype:
+        raise ValueError(f"out is of {out.dtype}; it must be of {x.dtype}, as x is")
     if out is not None and (out.shape != (num_rows, num_outputs) or not out.is_contiguous()):
         raise ValueError(
             f"out has shape {tuple(out.shape)}; it must be {(num_rows, num_outputs)}, contiguous"
@@ -425,7 +435,7 @@ def linear_many_rows(
         out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     if num_rows == 0:
         return out
-    num_programs = _num_multiprocessors(x.device)
+    num_programs = num_multiprocessors(x.device)
     config = config or many_rows_config(num_rows)
     tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, num_programs, gated=gated)
     num_parts = (tiling.num_items - tiling.num_whole) * config.groups
@@ -458,14 +468,9 @@ def linear_many_rows(
 
 
 @cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@cache
 def _arrivals(device: torch.device) -> Tensor:
     """Counters of a device, which every product leaves at zero; made before anything is captured."""
-    return torch.zeros(4 * _num_multiprocessors(device), dtype=torch.int32, device=device)
+    return torch.zeros(4 * num_multiprocessors(device), dtype=torch.int32, device=device)
 
 
 def _describe(tensor: Tensor, box: list[int]) -> TensorDescriptor:

@@ -24,9 +24,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire_kernels.linear.boxes import misfit_of_boxes
 from quire_kernels.linear.tuning import TilesConfig, tiles_config
 from quire_kernels.overlap import launch_options, overlaps_launches
 
+_WEIGHTS = 128  # whose number every tile divides
 _MAX_WIDTH = 128
 _GROUP = 8  # outputs whose gates and ups take turns: the two rows of a product that one thread holds are so far apart
 _SHARED_BYTES = 225 << 10
@@ -260,13 +262,17 @@ def linear_tiles_hopper(
     num_rows, num_inputs = x.shape
     if num_inputs != weight.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
-    if bias is not None or not can_multiply(x, weight) or (out is not None and not out.is_contiguous()):
-        raise ValueError("this kernel takes whole tiles of 16-bit numbers, contiguous rows, and no bias")
+    if bias is not None:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; this kernel takes no bias")
+    if reason := _misfit(x, weight):
+        raise ValueError(reason)
+    if out is not None and not out.is_contiguous():
+        raise ValueError(f"out has strides {out.stride()}; it must be contiguous")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     config = config or tiles_config(num_rows, num_outputs, gated=gated)
     results = config.outs // 2 if gated else config.outs
     if num_outputs % results:
-        raise ValueError(f"{num_outputs} outputs are not whole tiles of {results}")
+        raise ValueError(f"weight has {num_outputs} outputs; they must be whole tiles of {results}")
     if out is None:
         out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     first, second = _boxes(config.rows)
@@ -301,13 +307,19 @@ def linear_tiles_hopper(
 
 def can_multiply(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel takes tensors like these: 16-bit ones whose rows lie as TMA has it, and whole tiles."""
-    return (
-        x.dtype == weight.dtype
-        and x.dtype in (torch.bfloat16, torch.float16)
-        and weight.shape[0] % 128 == 0
-        and weight.shape[1] % _MAX_WIDTH == 0
-        and all(t.stride(1) == 1 and t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0 for t in (x, weight))
-    )
+    return _misfit(x, weight) is None
+
+
+def _misfit(x: Tensor, weight: Tensor) -> str | None:
+    """Why the kernel does not take these tensors, or None."""
+    if reason := misfit_of_boxes(x, weight):
+        return reason
+    num_weights, num_inputs = weight.shape
+    if num_weights % _WEIGHTS:
+        return f"weight has {num_weights} rows; they must be whole tiles of {_WEIGHTS}"
+    if num_inputs % _MAX_WIDTH:
+        return f"weight has {num_inputs} inputs; they must be whole tiles of {_MAX_WIDTH}"
+    return None
 
 
 def _boxes(num_rows: int) -> tuple[int, int]:

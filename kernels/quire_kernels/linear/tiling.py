@@ -1,7 +1,7 @@
 """How a product of many rows is cut into tiles, and whether it is: settings of `many_rows.py`, for one multiprocessor each.
 
-Measured on one H200, E as a whole step among it (`benchmarks/notes.md`); `benchmarks/kernels/linear_many_rows.py`, which
-repeats it, has not run there yet. Knows no device.
+Measured on one H200, E as a whole step among it (`benchmarks/notes.md`); `benchmarks/kernels/linear_many_rows.py`
+repeats it. Knows no device.
 """
 
 from dataclasses import dataclass
@@ -53,6 +53,8 @@ _TALL_ROWS = 4096
 by them and 2.91 by others (8,192 rows of an 8B shape; the library, and then the gate, 2.94 to 3.06)."""
 
 MANY_ROWS = 1024
+"""Fewer are left to other kernels and the library, whatever their shape."""
+
 _NARROW_ROWS = 2048
 _NARROW = 16 << 20
 """Weights of a gate up to which so many rows are wanted: 1,024 rows of a 0.6B shape take 26 us by either, 2,048 take 38 and 50."""

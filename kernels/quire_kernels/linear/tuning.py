@@ -117,22 +117,31 @@ _BETWEEN_MAX_PIECES = 6
 
 
 def between_config(
-    num_rows: int, *, heads: int, hidden: int, inner: int, outputs: int, num_multiprocessors: int
+    num_rows: int,
+    *,
+    q_size: int,
+    hidden_size: int,
+    intermediate_size: int,
+    num_outputs: int,
+    num_multiprocessors: int,
 ) -> BetweenConfig | None:
-    """Settings for one launch of all that lies between two attentions, or None where it does not fit or pay."""
+    """Settings for one launch of all that lies between two attentions, or None where it does not fit or pay.
+
+    ``q_size`` is the number of heads times their size, ``num_outputs`` that of the next queries, keys and values.
+    """
     if not 2 <= num_rows <= _BETWEEN_MAX_ROWS or any(
-        size % _BETWEEN_CHUNK for size in (heads, hidden, inner)
+        size % _BETWEEN_CHUNK for size in (q_size, hidden_size, intermediate_size)
     ):
         return None
-    num_programs = hidden // _BETWEEN_TILE
-    if num_programs > num_multiprocessors or inner % hidden or outputs % hidden:
+    num_programs = hidden_size // _BETWEEN_TILE
+    if num_programs > num_multiprocessors or intermediate_size % hidden_size or num_outputs % hidden_size:
         return None
-    chunks = hidden // _BETWEEN_CHUNK
+    chunks = hidden_size // _BETWEEN_CHUNK
     pieces = (
-        heads // _BETWEEN_CHUNK,
-        inner // _BETWEEN_CHUNK,
-        2 * inner // hidden * chunks,
-        outputs // hidden * chunks,
+        q_size // _BETWEEN_CHUNK,
+        intermediate_size // _BETWEEN_CHUNK,
+        2 * intermediate_size // hidden_size * chunks,
+        num_outputs // hidden_size * chunks,
     )
     if max(pieces) > _BETWEEN_MAX_PIECES:
         return None

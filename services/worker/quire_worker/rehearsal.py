@@ -16,6 +16,7 @@ from itertools import count, takewhile
 import numpy as np
 import torch
 from quire_kernels.compilation import NotedKernel, compiled_beside, noted_launches
+from quire_kernels.linear.tiling import MANY_ROWS
 from torch import Tensor
 
 from quire.config import WorkerConfig
@@ -32,9 +33,6 @@ from quire_worker.step_shape import ShapeTable, StepShape
 
 _MAX_THREADS = 8
 """More of them wait for the interpreter, in which a kernel spends about a third of its compilation."""
-
-_MIN_HALVING = 1024
-"""Tokens; smaller steps differ in graphs, which are rehearsed one by one."""
 
 _NUM_CHANGES = (1, 2, 16)
 """Binaries differ by whether a number is 1, a multiple of 16, or neither."""
@@ -101,7 +99,8 @@ def noted_kernels(step: DeviceStep, shapes: ShapeTable, largest: StepShape) -> l
 
 def _halvings(largest: StepShape) -> list[StepShape]:
     """The largest step, then each with half the tokens of the one before: products of many rows change kernels on the way."""
-    sizes = takewhile(lambda size: size >= _MIN_HALVING, (largest.num_tokens >> turn for turn in count(1)))
+    # Smaller steps differ in graphs, which are rehearsed one by one.
+    sizes = takewhile(lambda size: size >= MANY_ROWS, (largest.num_tokens >> turn for turn in count(1)))
     smaller = [replace(largest, num_tokens=size, num_rows=min(largest.num_rows, size)) for size in sizes]
     return [largest, *smaller]
 
