@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from quire_kernels.linear.algorithm import LARGE, Algorithm, shape_key
+from quire_kernels.linear.algorithm import Algorithm, shape_key
 from quire_kernels.linear.library import (
     ATTRIBUTES,
     WORKSPACE_BYTES,
@@ -35,7 +35,8 @@ from quire_kernels.linear.library import (
     OpaqueAlgorithm,
     loaded_path,
 )
-from quire_kernels.linear.tuning import suits_few_rows
+from quire_kernels.linear.tiling import suits_many_rows
+from quire_kernels.linear.tuning import suits_few_rows, suits_tiles
 from torch import Tensor
 
 SHAPES = {
@@ -55,10 +56,8 @@ SHAPES = {
 }
 _DECODE = (*range(64, 256, 16), *range(256, 512, 32), *range(512, 1025, 64))
 _FEW = tuple(range(16, 64, 8))
-_MANY = (8192, LARGE, 4096, 1280, 1536, 1792)
+_MANY = (8192, 2048, 4096, 1280, 1536, 1792)
 _MAX_LOGITS = 1024  # rows; more never draw in one step
-_SMALL, _FEW_OF_SMALL = 8 << 20, 256
-"""Of products by weights of so few elements, what so few rows take is the time to start and end, with any algorithm."""
 _GAIN = 0.03
 _ROTATION_BYTES = 160 << 20
 _NUM_SUGGESTIONS = 8  # it has no more
@@ -313,38 +312,42 @@ def _settings(library: Library, opaque: OpaqueAlgorithm) -> Algorithm:
 
 
 def _cases(names: list[str]) -> list[tuple[str, int]]:
-    """Shapes and numbers of rows, the usual ones first; without those that the library never gets or that cannot gain."""
+    """Shapes and numbers of rows, the usual ones first; without those that the library never gets."""
     wanted = [name for name in SHAPES if not names or name in names]
     cases = [(name, num_rows) for num_rows in (*_DECODE, *_MANY, *_FEW) for name in wanted]
-    return [(name, num_rows) for name, num_rows in cases if not _is_left_out(name, num_rows)]
+    return [(name, num_rows) for name, num_rows in cases if reaches_library(name, num_rows)]
 
 
-def _is_left_out(name: str, num_rows: int) -> bool:
+def reaches_library(name: str, num_rows: int) -> bool:
+    """Whether a product of this shape is served by the library, by the rules of the kernels of ours that would take it."""
     outputs, inputs, kind = SHAPES[name]
-    if name.endswith("logits"):
-        return num_rows > _MAX_LOGITS
-    if outputs * inputs <= _SMALL and num_rows < _FEW_OF_SMALL:
-        return True
+    if name.endswith("logits") and num_rows > _MAX_LOGITS:
+        return False
     gated = kind == "gated"
-    return suits_few_rows(num_rows, outputs // 2 if gated else outputs, inputs, gated=gated)
+    outputs = outputs // 2 if gated else outputs
+    if suits_few_rows(num_rows, outputs, inputs, gated=gated) or suits_tiles(
+        num_rows, outputs, inputs, gated=gated
+    ):
+        return False
+    return kind == "add" or not suits_many_rows(num_rows, outputs, inputs, gated=gated)
 
 
-def _of_neighbours(known: dict[str, str | None], num_rows: int) -> list[Algorithm]:
+def _of_neighbours(known: dict[str, str], num_rows: int) -> list[Algorithm]:
     """The best algorithms for other numbers of rows, the nearest first."""
-    near = sorted((abs(int(rows) - num_rows), text) for rows, text in known.items() if text)
+    near = sorted((abs(int(rows) - num_rows), text) for rows, text in known.items())
     return list(dict.fromkeys(Algorithm.parse(text) for _, text in near))[:6]
 
 
-def _usual(by_shape: dict[str, dict[str, str | None]]) -> list[Algorithm]:
+def _usual(by_shape: dict[str, dict[str, str]]) -> list[Algorithm]:
     """The algorithms that are best most often."""
-    often = Counter(text for known in by_shape.values() for text in known.values() if text)
+    often = Counter(text for known in by_shape.values() for text in known.values())
     return [Algorithm.parse(text) for text, _ in often.most_common(10)]
 
 
 class Search:
     """What is known by shape and number of rows, and the cases that add to it."""
 
-    def __init__(self, library: Library, by_shape: dict[str, dict[str, str | None]]) -> None:
+    def __init__(self, library: Library, by_shape: dict[str, dict[str, str]]) -> None:
         self.by_shape = by_shape
         self._library = library
         self._memory = torch.randn(1 << 29, device="cuda").mul_(0.02).bfloat16()
@@ -362,8 +365,6 @@ class Search:
         known.pop(str(num_rows), None)
         if gain >= _GAIN:
             known[str(num_rows)] = str(ranked[0][1])
-        elif num_rows >= LARGE:
-            known[str(num_rows)] = None
         best = "; ".join(f"{microseconds:.2f} {algorithm}" for microseconds, algorithm in ranked[:3])
         seen = f"torch {default:8.2f} gain {100 * gain:5.1f} % of {num_tried:3}: {best}"
         print(f"{name:18} {num_rows:5} {seen}", flush=True)

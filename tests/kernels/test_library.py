@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from quire_kernels import linear, linear_add_
-from quire_kernels.linear import library
+from quire_kernels.linear import by_table, library
 from quire_kernels.linear.algorithm import Algorithm, AlgorithmTable, shape_key, tuned_algorithms
 from torch import Tensor
 
+from benchmarks.kernels.library_algorithms import SHAPES, reaches_library
 from tests.kernels.case import assert_close
 
 DEVICE = torch.device("cuda", 0)
@@ -42,20 +43,6 @@ def test_algorithm_is_found_for_exactly_its_shape_and_number_of_rows() -> None:
     assert table.find(4096, 1024, 256, add=True) is None
 
 
-def test_entries_for_many_rows_hold_up_to_the_next() -> None:
-    other = "66,24,1,0,0,7,35,0,5"
-    by_rows = f'{{"1792": "{ALGORITHM}", "2048": "{other}", "4096": null, "8192": "{other}"}}'
-    header = '"version": 1, "capability": [9, 0], "num_multiprocessors": 132'
-    table = AlgorithmTable.parse(f'{{{header}, "algorithms": {{"64x32": {by_rows}}}}}')
-    found = {
-        rows: table.find(64, 32, rows, add=False)
-        for rows in (1792, 1800, 2048, 4095, 4096, 8191, 8192, 16384)
-    }
-    many = Algorithm.parse(other)
-    assert list(found.values()) == [ALGORITHM, None, many, many, None, None, many, many]
-    assert AlgorithmTable.parse(TEXT).find(4096, 1024, 4096, add=False) is None
-
-
 def test_table_of_the_package_is_complete_and_sums_in_float32() -> None:
     table = tuned_algorithms()
     for shape, by_rows in table.by_shape.items():
@@ -63,8 +50,7 @@ def test_table_of_the_package_is_complete_and_sums_in_float32() -> None:
         assert shape == shape_key(outputs, inputs, add=shape.endswith("+"))
         assert list(by_rows) == sorted(by_rows)
         # Parts of a sum may be added up apart, in a fixed order and in float32, and in no other way.
-        algorithms = [algorithm for algorithm in by_rows.values() if algorithm]
-        assert all(algorithm.splits == 1 or algorithm.reduction == 2 for algorithm in algorithms)
+        assert all(algorithm.splits == 1 or algorithm.reduction == 2 for algorithm in by_rows.values())
 
 
 def test_float32_and_other_devices_never_ask_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,12 +102,12 @@ def test_torch_multiplies_where_the_table_does_not_hold(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", {DEVICE: gpu}.get)
-    monkeypatch.setattr(library, "loaded_path", lambda: path)
-    monkeypatch.setattr(library, "Library", made)
+    monkeypatch.setattr(by_table, "loaded_path", lambda: path)
+    monkeypatch.setattr(by_table, "Library", made)
     table = AlgorithmTable.parse(TEXT)
-    with caplog.at_level(logging.INFO, logger=library.__name__):
+    with caplog.at_level(logging.INFO, logger=by_table.__name__):
         for _ in range(3):
-            assert library.library_of(DEVICE, table) is None
+            assert by_table.library_of(DEVICE, table) is None
     assert [message in record.message for record in caplog.records] == [True]
 
 
@@ -129,10 +115,10 @@ def test_torch_multiplies_where_the_table_does_not_hold(
 def products(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
     """What was found by shape: nothing yet, with a table of one shape and a library for the CPU."""
     found: dict[Any, Any] = {}
-    monkeypatch.setattr(library, "_products", found)
-    by_shape: dict[str, dict[int, Algorithm | None]] = {"8x16": {4: ALGORITHM}, "8x16+": {4: ALGORITHM}}
-    monkeypatch.setattr(library, "tuned_algorithms", lambda: AlgorithmTable(130100, (9, 0), 132, by_shape))
-    monkeypatch.setattr(library, "library_of", OtherLibrary)
+    monkeypatch.setattr(by_table, "_products", found)
+    by_shape: dict[str, dict[int, Algorithm]] = {"8x16": {4: ALGORITHM}, "8x16+": {4: ALGORITHM}}
+    monkeypatch.setattr(by_table, "tuned_algorithms", lambda: AlgorithmTable(130100, (9, 0), 132, by_shape))
+    monkeypatch.setattr(by_table, "library_of", OtherLibrary)
     return found
 
 
@@ -156,21 +142,21 @@ def operands() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_product_is_found_once_for_a_shape(products: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "LibraryProduct", FakeProduct)
+    monkeypatch.setattr(by_table, "LibraryProduct", FakeProduct)
     monkeypatch.setattr(FakeProduct, "num_products", 0)
     x, weight, out = operands()
-    assert library.multiply_by_table(x, weight, out)
+    assert by_table.multiply_by_table(x, weight, out)
     assert torch.equal(out, torch.full_like(out, 16))
-    assert library.multiply_by_table(x, weight, out, add=True)
+    assert by_table.multiply_by_table(x, weight, out, add=True)
     assert torch.equal(out, torch.full_like(out, 32))
-    assert not library.multiply_by_table(x[:3], weight, out[:3])
+    assert not by_table.multiply_by_table(x[:3], weight, out[:3])
     assert (FakeProduct.num_products, len(products)) == (2, 3)
 
 
 def test_only_plain_16_bit_matrices_are_multiplied(
     products: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "LibraryProduct", FakeProduct)
+    monkeypatch.setattr(by_table, "LibraryProduct", FakeProduct)
     monkeypatch.setattr(FakeProduct, "num_products", 0)
     x, weight, out = operands()
     wide, shifted = torch.ones(4, 32, dtype=torch.bfloat16), torch.ones(65, dtype=torch.bfloat16)[1:]
@@ -182,7 +168,7 @@ def test_only_plain_16_bit_matrices_are_multiplied(
         (x, weight.half(), out),
         tuple(matrix.float() for matrix in (x, weight, out)),
     ):
-        assert not library.multiply_by_table(*matrices)
+        assert not by_table.multiply_by_table(*matrices)
     assert FakeProduct.num_products == 0
 
 
@@ -193,16 +179,16 @@ def test_refused_algorithm_is_reported_once_and_left_to_torch(
     def refuse(*_: Any) -> None:
         raise library.LibraryFailure("cublasLt: CUBLAS_STATUS_NOT_SUPPORTED")
 
-    monkeypatch.setattr(library, "LibraryProduct", refuse)
+    monkeypatch.setattr(by_table, "LibraryProduct", refuse)
     for _ in range(3):
-        assert not library.multiply_by_table(*operands())
+        assert not by_table.multiply_by_table(*operands())
     assert [record.__dict__["reason"] for record in caplog.records] == [
         "cublasLt: CUBLAS_STATUS_NOT_SUPPORTED"
     ]
 
 
 def tuned_rows(shape: str) -> list[int]:
-    return [num_rows for num_rows, algorithm in tuned_algorithms().by_shape[shape].items() if algorithm]
+    return list(tuned_algorithms().by_shape[shape])
 
 
 def random(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -226,9 +212,9 @@ def test_products_by_the_table_equal_those_in_float64(shape: str, dtype: torch.d
             else torch.full((num_rows, num_outputs), float("nan"), dtype=dtype, device="cuda")
         )
         out, again = before.clone(), before.clone()
-        if not library.multiply_by_table(x, weight, out, add=add):
+        if not by_table.multiply_by_table(x, weight, out, add=add):
             pytest.skip("the table does not hold for this library or this GPU")
-        assert library.multiply_by_table(x, weight, again, add=add)
+        assert by_table.multiply_by_table(x, weight, again, add=add)
         assert torch.equal(out, again)
         expected = x.double() @ weight[::seen].double().t() + (before[:, ::seen].double() if add else 0)
         assert_close(out[:, ::seen].to(dtype), expected.to(dtype))
@@ -260,4 +246,29 @@ def test_matrices_with_gaps_are_left_to_torch() -> None:
         wide = random(tuned_rows(shape)[0], 2 * num_inputs, dtype=torch.bfloat16)
         weight = random(num_outputs, num_inputs, dtype=torch.bfloat16)
         out = random(len(wide), num_outputs, dtype=torch.bfloat16)
-        assert not library.multiply_by_table(wide[:, num_inputs:], weight, out, add=shape.endswith("+"))
+        assert not by_table.multiply_by_table(wide[:, num_inputs:], weight, out, add=shape.endswith("+"))
+
+
+def test_no_entry_of_the_table_is_for_a_product_that_a_kernel_of_ours_takes() -> None:
+    names = {
+        shape_key(outputs, inputs, add=kind == "add"): name
+        for name, (outputs, inputs, kind) in SHAPES.items()
+    }
+    for shape in tuned_algorithms().by_shape:
+        taken = [num_rows for num_rows in tuned_rows(shape) if not reaches_library(names[shape], num_rows)]
+        assert not taken, shape
+
+
+def test_failure_names_the_call_and_the_product() -> None:
+    class Functions:
+        @staticmethod
+        def cublasLtGetStatusName(status: Any) -> bytes:
+            return b"CUBLAS_STATUS_INVALID_VALUE"
+
+    failing = library.Library.__new__(library.Library)
+    failing.__dict__["functions"] = Functions
+    failing.raise_failure("cublasLtMatmul", 0)
+    with pytest.raises(
+        library.LibraryFailure, match="cublasLtMatmul: CUBLAS_STATUS_INVALID_VALUE for 4 x 16 by 8 x 16"
+    ):
+        failing.raise_failure("cublasLtMatmul", 7, "4 x 16 by 8 x 16")

@@ -13,7 +13,7 @@ from quire_kernels.dispatch import device
 from quire_kernels.dispatch.activation import silu_and_mul
 from quire_kernels.gpu import gluon_module
 from quire_kernels.linear import cpu as linear_cpu
-from quire_kernels.linear.library import multiply_by_table
+from quire_kernels.linear.by_table import multiply_by_table
 from quire_kernels.linear.tiling import MANY_ROWS
 from quire_kernels.linear.tuning import suits_few_rows, suits_tiles
 

@@ -10,8 +10,6 @@ from functools import cache
 from importlib.resources import files
 
 _TABLE = "library_algorithms.json"
-LARGE = 2048
-"""Rows from which on an entry of the table holds up to the next: there are too many sizes to try, and they differ little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +46,15 @@ class AlgorithmTable:
     """Of the library, as it says itself; another version may mean something else by the same numbers."""
     capability: tuple[int, int]
     num_multiprocessors: int
-    by_shape: dict[str, dict[int, Algorithm | None]]
-    """By `shape_key` and number of rows; None is known to be no better than what the library chooses."""
+    by_shape: dict[str, dict[int, Algorithm]]
+    """By `shape_key` and number of rows."""
 
     @classmethod
     def parse(cls, text: str) -> "AlgorithmTable":
         """The table that a file holds. Raises ValueError or KeyError for a file that is not one."""
         content = json.loads(text)
         by_shape = {
-            shape: {int(rows): text and Algorithm.parse(text) for rows, text in by_rows.items()}
+            shape: {int(rows): Algorithm.parse(text) for rows, text in by_rows.items()}
             for shape, by_rows in content["algorithms"].items()
         }
         major, minor = content["capability"]
@@ -65,10 +63,7 @@ class AlgorithmTable:
     def find(self, num_outputs: int, num_inputs: int, num_rows: int, *, add: bool) -> Algorithm | None:
         """That for `x [num_rows, num_inputs]` by `weight [num_outputs, num_inputs]`, added to what is there or not; None
         where the library's own choice is as fast, or nobody looked."""
-        by_rows = self.by_shape.get(shape_key(num_outputs, num_inputs, add=add), {})
-        if num_rows >= LARGE:
-            num_rows = max((rows for rows in by_rows if LARGE <= rows <= num_rows), default=num_rows)
-        return by_rows.get(num_rows)
+        return self.by_shape.get(shape_key(num_outputs, num_inputs, add=add), {}).get(num_rows)
 
 
 def shape_key(num_outputs: int, num_inputs: int, *, add: bool) -> str:

@@ -1,39 +1,31 @@
-"""Products by cublasLt with algorithms from the table of `algorithm.py`, where torch would take the library's own choice.
+"""cublasLt, the library of products that torch has loaded, by ctypes: products of 16-bit matrices by a given algorithm.
 
-The library is the one that torch has loaded. Whatever is missing (the library, its version, the GPU, an entry of the
-table, an algorithm that the library accepts) means that torch multiplies, as it does everywhere else; so does anything
-but contiguous 16-bit data. Source: NVIDIA's cuBLAS documentation, "Using the cuBLASLt API".
+Knows no table: which algorithm is taken, and when, is decided in `by_table.py`. Source: NVIDIA's cuBLAS documentation,
+"Using the cuBLASLt API".
 """
 
 import ctypes
-import logging
 from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
 from dataclasses import astuple
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quire_kernels.linear.algorithm import Algorithm, AlgorithmTable, tuned_algorithms
-
-logger = logging.getLogger(__name__)
+from quire_kernels.linear.algorithm import Algorithm
 
 WORKSPACE_BYTES = 32 << 20
-_ALIGNMENT = 16
-"""Bytes: some algorithms copy in pieces of so many."""
-
 _COMPUTE_32F = 68
 _FLOAT32 = 0
-_TYPES = {torch.float16: 2, torch.bfloat16: 14}
+TYPES = {torch.float16: 2, torch.bfloat16: 14}
 _TRANSPOSE_A = 3
 ATTRIBUTES = (c_int32, c_uint32, c_int32, c_uint32, c_uint32, c_uint32, c_uint32, c_uint16, c_uint16)
 """Types of the attributes of an algorithm, in the order of their numbers."""
 
 
 class LibraryFailure(RuntimeError):
-    """A call of the library failed; the message has its name for it."""
+    """A call of the library failed; the message has the call and the library's name for what happened."""
 
 
 class OpaqueAlgorithm(ctypes.Structure):
@@ -55,8 +47,8 @@ class LibraryProduct:
 
     def __init__(self, library: "Library", key: "ProductKey", algorithm: Algorithm) -> None:
         num_rows, num_outputs, num_inputs, dtype, add = key
-        element = _TYPES[dtype]
-        self._library = library
+        element = TYPES[dtype]
+        self._library, self._key = library, key
         # To the library, whose matrices have columns, rows of ours are columns: out.T = weight @ x.T.
         self._operation = library.new_operation()
         self._weight = library.new_layout(element, num_inputs, num_outputs)
@@ -88,7 +80,13 @@ class LibraryProduct:
             self._workspace_bytes,
             torch.cuda.current_stream(x.device).cuda_stream,
         )
-        library.raise_failure(status)
+        if status:
+            num_rows, num_outputs, num_inputs, dtype, add = self._key
+            library.raise_failure(
+                "cublasLtMatmul",
+                status,
+                f"{num_rows} x {num_inputs} by {num_outputs} x {num_inputs}, {dtype}, {add=}",
+            )
 
 
 ProductKey = tuple[int, int, int, torch.dtype, bool]
@@ -148,90 +146,21 @@ class Library:
         """Bytes of workspace that the algorithm needs for an operation. Raises LibraryFailure where it does not suit."""
         result, arguments = CheckResult(), map(c_void_p, (self.handle, operation, *layouts, algorithm))
         self.call("cublasLtMatmulAlgoCheck", *arguments, byref(result))
-        self.raise_failure(result.state)
+        self.raise_failure("cublasLtMatmulAlgoCheck", result.state)
         if result.workspace_bytes > WORKSPACE_BYTES:
-            raise LibraryFailure(f"cublasLt: an algorithm wants {result.workspace_bytes} bytes of workspace")
+            raise LibraryFailure(
+                f"cublasLtMatmulAlgoCheck: workspace_bytes is {result.workspace_bytes}; at most {WORKSPACE_BYTES} are there"
+            )
         return result.workspace_bytes
 
     def call(self, name: str, *arguments: Any) -> None:
-        self.raise_failure(getattr(self.functions, name)(*arguments))
+        self.raise_failure(name, getattr(self.functions, name)(*arguments))
 
-    def raise_failure(self, status: int) -> None:
-        """Raises LibraryFailure for any status but success."""
+    def raise_failure(self, call: str, status: int, product: str = "") -> None:
+        """Raises LibraryFailure for any status but success, with the call, the library's name for it and the product."""
         if status:
-            raise LibraryFailure(f"cublasLt: {self.functions.cublasLtGetStatusName(c_int(status)).decode()}")
-
-
-_products: dict[tuple[torch.device, ProductKey], LibraryProduct | None] = {}
-
-
-def multiply_by_table(x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> bool:
-    """Put ``x [T, K]`` by ``weight [N, K]`` into ``out [T, N]``, or add it to what is there, if the table has an
-    algorithm for it; else do nothing and return False.
-
-    What is found for a shape is kept. Raises LibraryFailure where the library fails with what it accepted before.
-    """
-    key = (x.shape[0], *weight.shape, x.dtype, add)
-    try:
-        product = _products[x.device, key]
-    except KeyError:
-        product = _products[x.device, key] = _find_product(x.device, key)
-    if product is None or not _are_plain(x, weight, out):
-        return False
-    product(x, weight, out)
-    return True
-
-
-def _are_plain(x: Tensor, weight: Tensor, out: Tensor) -> bool:
-    if not (x.is_contiguous() and weight.is_contiguous() and out.is_contiguous()):
-        return False
-    if x.dtype is not weight.dtype or x.dtype is not out.dtype:
-        return False
-    return (x.data_ptr() | weight.data_ptr() | out.data_ptr()) % _ALIGNMENT == 0
-
-
-def _find_product(device: torch.device, key: ProductKey) -> LibraryProduct | None:
-    num_rows, num_outputs, num_inputs, dtype, add = key
-    table = tuned_algorithms()
-    algorithm = table.find(num_outputs, num_inputs, num_rows, add=add)
-    if algorithm is None or dtype not in _TYPES:
-        return None
-    library = library_of(device, table)
-    if library is None:
-        return None
-    try:
-        return LibraryProduct(library, key, algorithm)
-    except LibraryFailure as failure:
-        logger.warning(
-            "the library refuses an algorithm: it will choose", extra={"shape": key, "reason": str(failure)}
-        )
-        return None
-
-
-@cache
-def library_of(device: torch.device, table: AlgorithmTable) -> Library | None:
-    """The library, if the table was measured with it and on such a GPU; says once why not."""
-    properties = torch.cuda.get_device_properties(device)
-    measured_on = (*table.capability, table.num_multiprocessors)
-    if (properties.major, properties.minor, properties.multi_processor_count) != measured_on:
-        logger.info("no products are tuned for this GPU", extra={"gpu": properties.name})
-        return None
-    path = loaded_path()
-    if path is None:
-        logger.info("torch has loaded no cublasLt: its products are as it chooses")
-        return None
-    try:
-        library = Library(path, device)
-    except (OSError, AttributeError, LibraryFailure) as failure:
-        logger.warning(
-            "cublasLt cannot be used: products are as torch chooses", extra={"reason": str(failure)}
-        )
-        return None
-    if library.version != table.version:
-        versions = {"version": library.version, "tuned": table.version}
-        logger.info("products are tuned for another version of cublasLt: it will choose", extra=versions)
-        return None
-    return library
+            name = self.functions.cublasLtGetStatusName(c_int(status)).decode()
+            raise LibraryFailure(f"{call}: {name}" + (f" for {product}" if product else ""))
 
 
 def loaded_path() -> str | None:
