@@ -156,6 +156,7 @@ class SimulatedWorker:
             for _ in range(num_tokens):
                 self._compute_one(state, written)
             drawn.append(None)
+        self._check_reads(plan, {block for block, _offset in written})
         for row, slot in enumerate(plan.scheduled_slots):
             children = [child for parent, child in forked_slots if parent == slot]
             state = self._slots[slot]
@@ -173,6 +174,11 @@ class SimulatedWorker:
         for row, slot in enumerate(plan.scheduled_slots):
             self._bring_candidates(self._slots[slot], row, result)
         return result
+
+    def _check_reads(self, plan: StepPlan, written: set[int]) -> None:
+        """No row reads a place that another row of the step writes: a real one may look there before or after."""
+        holders = sum(len(written.intersection(self._slots[slot].table)) for slot in plan.scheduled_slots)
+        assert holders == len(written), "a row holds a block that another row of the step writes"
 
     def _bring_candidates(self, state: Slot, row: int, result: StepResult) -> None:
         num = state.admission.num_candidates

@@ -65,6 +65,7 @@ def rotary_decode_attention(
     """Norm, rotate and cache the new token of every sequence, as `rotary.reference` does, then attend from it.
 
     ``q [T, Hq, D]``, ``k`` and ``v [T, Hkv, D]`` are as the projection left them; a sequence has one query token or none.
+    No row reads a place that another row of this step writes: here it would find the new content, elsewhere perhaps not.
     """
     rotated = rotary_embedding_and_cache(
         q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, q_norm_weight, k_norm_weight, eps

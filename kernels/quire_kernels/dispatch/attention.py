@@ -121,6 +121,8 @@ def rotary_decode_attention(
     Tables may be padded as those of `paged_attention`; the one launch is for as many tokens as rows, where row i has token i
     and those behind the last sequence have none. Keys and values of tokens that no row has may or may not be cached.
 
+    No row reads a place that another row of this step writes: whether it would find the old content or the new is open.
+
     With ``settled`` the caller promises that an ordinary launch, one that starts when all before it have ended, lies between
     the last one that wrote ``positions``, ``slot_mapping``, the tables, lengths or earlier keys, and this one. Launches that
     overlap start in the order of the stream, so that all of this was written before the kernel starts, and it reads it

@@ -1,7 +1,9 @@
 """The forward pass: token ids of a step in, logits of the rows that draw out.
 
-All rows of a step go through each projection in one matrix product; only attention looks at sequences. Keys and
-values of the whole step are in the cache before any of its queries look there.
+All rows of a step go through each projection in one matrix product; only attention looks at sequences. There a row
+finds what earlier steps wrote and its own keys and values. Whether it finds those that another row of the same step
+writes is open: decode attention writes them while others read, and may have copied pages before. The scheduler keeps
+them apart, as it never grants a block to another sequence in the plan that fills it.
 """
 
 from dataclasses import dataclass, replace
