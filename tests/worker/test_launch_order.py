@@ -1,0 +1,36 @@
+"""What decode attention is promised of the launches before it, on a machine that has no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def test_an_ordinary_launch_lies_between_the_tables_of_a_step_and_its_layers() -> None:
+    """Kernels of ours may start before the ones ahead of them have ended, the embedding of torch may not: what is written
+    before it is settled for all that comes after it, and so it must come first in the forward pass.
+    """
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.doubles.launch_order", "90"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    orders: dict[str, list[str]] = json.loads(finished.stdout)
+    assert orders
+    for launched in orders.values():
+        assert launched[:4] == [
+            "_prepare_tokens_kernel",
+            "_prepare_rows_kernel",
+            "embedding",
+            "_rms_norm_rows_kernel",
+        ]
+        attention = next(at for at, name in enumerate(launched) if name.startswith("_paged_attention_decode"))
+        assert not any(name.startswith("_prepare") for name in launched[3:attention])
