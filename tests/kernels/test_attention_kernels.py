@@ -187,6 +187,34 @@ def test_pages_are_split_into_no_more_parts_than_there_are_keys(num_rows: int) -
     assert (config.num_splits - 1) * config.min_split < 1024
 
 
+@pytest.mark.parametrize(
+    ("num_programs", "num_splits", "tile", "num_stages"),
+    [
+        (1, 64, 32, 3),
+        (16, 64, 32, 3),
+        (17, 16, 32, 3),
+        (32, 16, 32, 3),
+        (33, 8, 32, 3),
+        (128, 8, 32, 3),
+        (129, 4, 32, 3),
+        (256, 4, 32, 3),
+        (257, 2, 32, 3),
+        (767, 2, 32, 3),
+        (768, 1, 32, 3),
+        (1535, 1, 32, 3),
+        (1536, 1, 32, 2),
+        (4095, 1, 32, 2),
+        (4096, 1, 16, 3),
+    ],
+)
+def test_pages_are_split_and_tiled_as_was_fastest(
+    num_programs: int, num_splits: int, tile: int, num_stages: int
+) -> None:
+    config = decode_config(9, num_programs, 1, 32768, by_page=True)
+    assert (config.num_splits, config.tile, config.num_stages) == (num_splits, tile, num_stages)
+    assert (config.num_warps, config.min_split) == (1, 128)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
 @pytest.mark.parametrize("window", [None, 20])

@@ -9,7 +9,14 @@ pytest.importorskip("triton")
 from quire_kernels.linear import reference
 from quire_kernels.linear.gemv import linear_gemv
 from quire_kernels.linear.rows import linear_rows
-from quire_kernels.linear.tuning import GemvConfig, RowsConfig, TilesConfig, suits_tiles, tiles_config
+from quire_kernels.linear.tuning import (
+    GemvConfig,
+    RowsConfig,
+    TilesConfig,
+    suits_few_rows,
+    suits_tiles,
+    tiles_config,
+)
 
 ON_GPU = torch.cuda.is_available()
 ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9
@@ -116,6 +123,7 @@ TILES_CONFIGS = [
     TilesConfig(outs=64, rows=32, unroll=True),
     TilesConfig(outs=64, rows=80, unroll=False),
     TilesConfig(outs=64, rows=128, unroll=True, width=64, num_stages=4),
+    TilesConfig(outs=64, rows=176, unroll=False),
     TilesConfig(outs=128, rows=144, unroll=False),
     None,
 ]
@@ -124,7 +132,7 @@ TILES_CONFIGS = [
 @pytest.mark.gpu
 @pytest.mark.skipif(not ON_HOPPER, reason="the kernel is for Hopper")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("num_rows", [65, 96, 144, 160, 207, 256])
+@pytest.mark.parametrize("num_rows", [65, 96, 144, 160, 176, 207, 256])
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), TILED)
 def test_product_of_some_hundred_rows_equals_reference(
     num_outputs: int, num_inputs: int, num_rows: int, dtype: torch.dtype
@@ -185,17 +193,103 @@ def test_products_in_a_chain_wait_for_one_another() -> None:
     assert not torch.equal(eager, out)
 
 
-@pytest.mark.parametrize("num_rows", range(65, 257, 7))
+@pytest.mark.parametrize(
+    ("num_rows", "boxes"),
+    [(16, (16, 0)), (80, (64, 16)), (96, (64, 32)), (112, (128, 0)), (144, (128, 16)), (176, (128, 64))],
+)
+def test_rows_of_a_tile_are_copied_in_boxes_of_powers_of_two(num_rows: int, boxes: tuple[int, int]) -> None:
+    tiles_hopper = pytest.importorskip("quire_kernels.linear.tiles_hopper", exc_type=ImportError)
+    assert tiles_hopper.boxes(num_rows) == boxes
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_outputs", "num_inputs", "gated", "suited"),
+    [
+        # Small weights, of 8 Mi elements at most, gates and ups together.
+        (2, 4096, 2048, False, True),
+        (64, 4096, 2048, False, True),
+        (65, 4096, 2048, False, False),
+        (65, 1024, 1024, True, False),
+        (2, 4104, 2048, False, False),
+        (64, 4096, 1024, True, True),
+        (64, 4104, 1024, True, False),
+        # Large ones, into and out of a wide feed-forward block.
+        (2, 12288, 4096, True, True),
+        (2, 12280, 4096, True, False),
+        (2, 4096, 12288, False, True),
+        (2, 4096, 12272, False, False),
+        (2, 14336, 14336, False, False),
+        (2, 14336, 4096, False, False),
+        *((num_rows, 14336, 4096, True, num_rows not in (17, 32)) for num_rows in (16, 17, 32, 33, 64)),
+        *((num_rows, 4096, 14336, False, num_rows not in (17, 32)) for num_rows in (16, 17, 32, 33, 64)),
+        (24, 4096, 2048, False, True),
+    ],
+)
+def test_only_products_of_few_rows_that_were_faster_are_taken(
+    num_rows: int, num_outputs: int, num_inputs: int, gated: bool, suited: bool
+) -> None:
+    assert suits_few_rows(num_rows, num_outputs, num_inputs, gated=gated) == suited
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_outputs", "num_inputs", "gated", "suited"),
+    [
+        (65, 4096, 2048, False, True),
+        (256, 4096, 2048, False, True),
+        (257, 4096, 2048, False, False),
+        (256, 4224, 2048, False, False),
+        (256, 4096, 1024, True, True),
+        (256, 4160, 1024, True, False),
+        (256, 4096, 2048, True, False),
+    ],
+)
+def test_only_products_of_some_hundred_rows_that_were_faster_are_taken(
+    num_rows: int, num_outputs: int, num_inputs: int, gated: bool, suited: bool
+) -> None:
+    assert suits_tiles(num_rows, num_outputs, num_inputs, gated=gated) == suited
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "gated", "wide", "narrow"),
+    [
+        # rows of a tile: of a gated product, of one with 4,096 outputs or more, and with fewer
+        (65, 80, 80, 32),
+        (96, 96, 96, 32),
+        (97, 112, 64, 32),
+        (144, 144, 80, 32),
+        (145, 160, 80, 64),
+        (192, 192, 96, 64),
+        (193, 112, 112, 64),
+        (256, 128, 128, 64),
+    ],
+)
+def test_tiles_of_some_hundred_rows_are_cut_where_that_was_faster(
+    num_rows: int, gated: int, wide: int, narrow: int
+) -> None:
+    of_gates = TilesConfig(outs=64, rows=gated, unroll=False)
+    if num_rows > 192:  # two programs side by side
+        of_gates = TilesConfig(outs=64, rows=gated, unroll=True, width=64, num_stages=4)
+    assert tiles_config(num_rows, 3072, gated=True) == of_gates
+    assert tiles_config(num_rows, 4096, gated=False) == TilesConfig(outs=64, rows=wide, unroll=True)
+    assert tiles_config(num_rows, 4095, gated=False) == TilesConfig(outs=64, rows=narrow, unroll=True)
+
+
+@pytest.mark.parametrize("num_rows", [*range(65, 257, 7), 176, 192])
 @pytest.mark.parametrize("gated", [False, True])
 def test_tuned_tiles_hold_every_row_and_fit(num_rows: int, gated: bool) -> None:
+    tiles_hopper = pytest.importorskip("quire_kernels.linear.tiles_hopper", exc_type=ImportError)
     for num_outputs, num_inputs in ((4096, 1024), (1024, 2048), (1024, 3072), (3072, 1024)):
         assert suits_tiles(num_rows, num_outputs, num_inputs, gated=gated)
         config = tiles_config(num_rows, num_outputs, gated=gated)
         assert config.outs in (64, 128)
         assert config.rows % 16 == 0
-        assert (config.outs // 64) * config.rows <= 256, "what a thread holds of a product"
+        rows = sum(tiles_hopper.boxes(config.rows))  # as they are copied, which may be more than asked for
+        assert rows >= config.rows
+        assert (config.outs // 64) * rows <= 256, "what a thread holds of a product"
         # A third stage is what hides the copies of a step.
-        assert (config.num_stages or 3) * 2 * config.width * (config.outs + config.rows) <= 227 << 10
+        ring = (config.num_stages or 3) * 2 * config.width * (config.outs + rows)
+        results = 2 * (config.outs // 2 if gated else config.outs) * rows
+        assert ring + results <= 225 << 10
         assert config.num_stages is None or config.num_stages >= 3
         assert num_inputs % config.width == 0
     assert not suits_tiles(num_rows, 14336, 4096, gated=gated)

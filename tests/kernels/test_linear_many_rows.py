@@ -10,7 +10,14 @@ pytest.importorskip("triton")
 
 from quire_kernels import dispatch
 from quire_kernels.linear import reference
-from quire_kernels.linear.tiling import TALL, WIDE, cut_tiles, many_rows_config, suits_many_rows
+from quire_kernels.linear.tiling import (
+    TALL,
+    WIDE,
+    ManyRowsConfig,
+    cut_tiles,
+    many_rows_config,
+    suits_many_rows,
+)
 
 many_rows = pytest.importorskip("quire_kernels.linear.many_rows", exc_type=ImportError)
 
@@ -124,6 +131,39 @@ def test_every_tile_is_whole_or_in_pieces_for_idle_multiprocessors(
         assert tiling.num_pieces <= max(1, num_inputs // 1024)
 
 
+def test_tiles_are_tall_from_where_that_was_faster() -> None:
+    assert [many_rows_config(num_rows) for num_rows in (1, 1024, 4095, 4096, 8192)] == [
+        WIDE,
+        WIDE,
+        WIDE,
+        TALL,
+        TALL,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "num_whole", "num_pieces", "num_items"),
+    [
+        (TALL, (640, 4096, 4096), 0, 2, 128),  # 64 tiles
+        (WIDE, (640, 4096, 4096), 80, 1, 80),  # pieces of 80 would be more than there are multiprocessors
+        (WIDE, (640, 4096, 14336), 80, 1, 80),
+        (WIDE, (640, 1024, 14336), 0, 4, 80),  # 20 tiles, of which six pieces would find a place
+        (TALL, (2048, 3584, 4096), 132, 4, 220),  # 22 of 154 tiles in four
+        (WIDE, (256, 1024, 3072), 0, 3, 24),  # 48 steps, 16 of them for a piece
+        (WIDE, (256, 1024, 1984), 8, 1, 8),
+        (WIDE, (256, 1024, 2048), 0, 2, 16),
+        (WIDE, (2112, 2048, 4096), 132, 4, 148),
+        (replace(WIDE, max_pieces=1), (256, 1024, 4096), 8, 1, 8),
+    ],
+)
+def test_tiles_of_a_last_turn_are_in_pieces_where_multiprocessors_would_idle(
+    config: ManyRowsConfig, shape: tuple[int, int, int], num_whole: int, num_pieces: int, num_items: int
+) -> None:
+    tiling = cut_tiles(config, *shape, 132, gated=False)
+    assert (tiling.num_whole, tiling.num_pieces, tiling.num_items) == (num_whole, num_pieces, num_items)
+    assert tiling.num_pieces <= config.max_pieces
+
+
 @pytest.mark.parametrize(
     ("num_rows", "num_outputs", "num_inputs", "gated", "suited"),
     [
@@ -132,9 +172,19 @@ def test_every_tile_is_whole_or_in_pieces_for_idle_multiprocessors(
         (2048, 3072, 1024, True, True),
         (1024, 3072, 1024, True, False),
         (512, 14336, 4096, True, False),
+        (1023, 14336, 4096, True, False),
+        (1024, 4096, 4096, True, False),
+        (1024, 4104, 4096, True, True),
+        (2047, 4096, 4096, True, False),
+        (2048, 4096, 4096, True, True),
         (8192, 6144, 4096, False, True),
         (8192, 4096, 4096, False, False),
         (1024, 6144, 4096, False, False),
+        (4095, 6144, 4096, False, False),
+        (4096, 6144, 4096, False, True),
+        (4096, 6136, 4096, False, False),
+        (4096, 6144, 2048, False, True),
+        (4096, 6144, 1984, False, False),
     ],
 )
 def test_only_products_that_were_faster_are_taken(

@@ -275,7 +275,7 @@ def linear_tiles_hopper(
         raise ValueError(f"weight has {num_outputs} outputs; they must be whole tiles of {results}")
     if out is None:
         out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
-    first, second = _boxes(config.rows)
+    first, second = boxes(config.rows)
     width, steps = config.width, num_inputs // config.width
     held = 2 * results * (first + second)
     stages = config.num_stages or (_SHARED_BYTES - held) // (2 * width * (config.outs + first + second))
@@ -322,7 +322,7 @@ def _misfit(x: Tensor, weight: Tensor) -> str | None:
     return None
 
 
-def _boxes(num_rows: int) -> tuple[int, int]:
+def boxes(num_rows: int) -> tuple[int, int]:
     """Cut the rows of a tile, a multiple of 16, into a power of two and, where that leaves less to waste, a smaller one."""
     first = 1 << (num_rows.bit_length() - 1)
     if num_rows == first:
