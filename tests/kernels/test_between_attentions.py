@@ -155,15 +155,26 @@ def test_unfit_tensors_are_refused() -> None:
     ("changes", "fits"),
     [
         ({}, True),
+        ({"num_rows": 2}, True),
         ({"num_rows": 1}, False),  # products of one row have kernels of their own
         ({"num_rows": 9}, False),
+        ({"num_multiprocessors": 128}, True),
         ({"num_multiprocessors": 127}, False),  # all programs must be there at once
+        # Whole chunks of inputs, and as many outputs of each program as of any other.
         ({"hidden_size": 896, "q_size": 896}, False),
-        ({"intermediate_size": 4096}, False),  # more weights than registers
-        (
-            {"hidden_size": 4096, "q_size": 4096, "intermediate_size": 14336, "num_outputs": 6144},
-            False,
-        ),
+        ({"q_size": 896}, False),
+        ({"q_size": 1024}, True),
+        ({"intermediate_size": 1536}, False),
+        ({"num_outputs": 1536}, False),
+        ({"hidden_size": 2048, "intermediate_size": 2048, "num_multiprocessors": 256}, True),
+        ({"hidden_size": 2048, "intermediate_size": 3072, "num_multiprocessors": 256}, False),
+        # Six pieces of weights are in registers: seven are more, of whichever product.
+        ({"q_size": 6144}, True),
+        ({"q_size": 7168}, False),
+        ({"intermediate_size": 4096}, False),
+        ({"num_outputs": 6144}, True),
+        ({"num_outputs": 7168}, False),
+        ({"hidden_size": 4096, "q_size": 4096, "intermediate_size": 14336, "num_outputs": 6144}, False),
     ],
 )
 def test_one_launch_is_chosen_where_its_weights_fit(changes: dict[str, int], fits: bool) -> None:
