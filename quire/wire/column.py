@@ -46,6 +46,9 @@ class ColumnWriter:
 
     def add_packed(self, name: str, values: "array[int]", width: int = 1) -> None:
         """A column of int32 that is packed already, if need be as unsigned ones below 2^31, which have the same bytes."""
+        assert values.typecode in "iI", (
+            f"column {name} is packed as {values.typecode!r}; it must be 'i' or 'I'"
+        )
         if values:
             self._describe(name, "i", len(values), width)
             self._buffers.append(values.tobytes())

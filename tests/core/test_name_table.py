@@ -79,6 +79,18 @@ def test_nothing_comes_after_a_block_that_has_lost_its_name() -> None:
     assert again != lost
     assert table.enter(BlockId(2), b"c", lost) is None
     assert table.find_prefix(b"ac", 1, _SALT) == [1]
+    _entered(table, 3, b"c", again)
+    assert table.find(b"c", lost) is None
+
+
+def test_a_child_that_is_forgotten_and_comes_back_elsewhere_is_not_found_below_its_old_parent() -> None:
+    table = NameTable(_NUM_BLOCKS)
+    root = _entered(table, 1, b"a")
+    _entered(table, 2, b"c", root)
+    table.forget(BlockId(2))
+    _entered(table, 2, b"c")
+    assert table.find_prefix(b"ac", 1, _SALT) == [1]
+    assert table.find_prefix(b"c", 1, _SALT) == [2]
 
 
 def test_nothing_comes_after_nowhere() -> None:

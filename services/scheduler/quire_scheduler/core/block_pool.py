@@ -86,7 +86,7 @@ class BlockPool:
         """The remembered block with that content after `parent`."""
         return self._names.find(content, parent)
 
-    def find_prefix(self, content: bytes, width: int, salt: bytes) -> list[BlockId]:
+    def find_prefix(self, content: bytes | memoryview, width: int, salt: bytes) -> list[BlockId]:
         """The remembered blocks that start with the start of `content`, `width` bytes each."""
         return self._names.find_prefix(content, width, salt)
 

@@ -31,9 +31,8 @@ class KVManager:
         if not self._enable_prefix_caching:
             return []
         num_blocks = (sequence.num_confirmed - 1) // self.block_size
-        token_ids = sequence.tokens(0, num_blocks * self.block_size)
-        width = self.block_size * token_ids.itemsize
-        return self.pool.find_prefix(token_ids.tobytes(), width, sequence.request.cache_salt)
+        start = sequence.start(num_blocks * self.block_size)
+        return self.pool.find_prefix(start, self.block_size * start.itemsize, sequence.request.cache_salt)
 
     def can_hold(self, sequence: Sequence, hits: list[BlockId], num_spared: int) -> bool:
         """Whether all known tokens of a waiting sequence fit while `num_spared` blocks stay available."""

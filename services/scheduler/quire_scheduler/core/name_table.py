@@ -56,7 +56,7 @@ class NameTable:
             child = self._others.get((name, content), NO_BLOCK)
         return (child, self.names[child]) if child else None
 
-    def find_prefix(self, content: bytes, width: int, salt: bytes) -> list[BlockId]:
+    def find_prefix(self, content: bytes | memoryview, width: int, salt: bytes) -> list[BlockId]:
         """The longest chain of blocks that hold the start of `content`, `width` bytes each."""
         names, contents, first_children = self.names, self._contents, self._first_children
         found: list[BlockId] = []
@@ -87,8 +87,9 @@ class NameTable:
             self._first_children[parent_block] = block
             self._parents[block] = parent_block
         else:
-            self._others[parent_name, content] = block
-            self._keys[block] = parent_name, content
+            key = parent_name, content
+            self._others[key] = block
+            self._keys[block] = key
         return block, self._num_given
 
     def forget(self, block: BlockId) -> None:

@@ -254,6 +254,13 @@ class Sequence:
             return self.output_token_ids[start - split : stop - split]
         return self.request.prompt_token_ids[start:] + self.output_token_ids[: stop - split]
 
+    def start(self, stop: int) -> memoryview:
+        """The confirmed tokens before `stop`, where they lie unless some are output: a prompt is looked up as often as it
+        waits, and may be long."""
+        if stop <= self.num_prompt:
+            return memoryview(self.request.prompt_token_ids)[:stop]
+        return memoryview(self.tokens(0, stop))
+
     def _gather_blocks(self) -> None:
         self._table += self._fresh_blocks
         self._fresh_blocks.clear()
