@@ -52,6 +52,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert error < 6e-3
 
 
+@pytest.mark.gpu
 @on_hopper
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("num_rows", "num_outputs", "num_inputs"), SHAPES)
@@ -72,6 +73,7 @@ def test_product_equals_reference(
         assert_close(out, reference.gated_linear(x, weight))
 
 
+@pytest.mark.gpu
 @on_hopper
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 3e4])
 def test_gates_of_any_size_are_rounded_as_by_two_kernels(scale: float) -> None:
@@ -85,12 +87,14 @@ def test_gates_of_any_size_are_rounded_as_by_two_kernels(scale: float) -> None:
     assert torch.allclose(out.float(), expected.float(), rtol=0.03, atol=1e-3 * scale)
 
 
+@pytest.mark.gpu
 @on_hopper
 def test_rows_of_a_wider_tensor_are_taken_where_they_lie() -> None:
     wide, weight = random(300, 512), random(384, 256)
     assert_close(many_rows.linear_many_rows(wide[:, 256:], weight), reference.linear(wide[:, 256:], weight))
 
 
+@pytest.mark.gpu
 @on_hopper
 def test_graph_equals_eager_launches_bit_for_bit() -> None:
     x, weight = random(1500, 2048), random(2 * 12288, 2048)
@@ -104,6 +108,7 @@ def test_graph_equals_eager_launches_bit_for_bit() -> None:
         assert all(map(torch.equal, eager, captured))
 
 
+@pytest.mark.gpu
 @on_hopper
 def test_unfit_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match="must be"):
