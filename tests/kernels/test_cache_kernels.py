@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 
 from quire_kernels.blocks.copy import copy_blocks_spans
 from quire_kernels.blocks.reference import copy_blocks
+from quire_kernels.rotary import heads
 from quire_kernels.rotary.heads import rotary_embedding_cache, rotary_embedding_heads
 from quire_kernels.rotary.reference import rotary_embedding, rotary_embedding_and_cache
 
@@ -18,9 +19,16 @@ pytestmark = pytest.mark.usefixtures("seeded")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (80, 80), (96, 32), (128, 128)])
 @pytest.mark.parametrize("with_norm", [False, True])
+@pytest.mark.parametrize("many_tokens", [6, 5])
 def test_rotary_embedding_and_cache_equals_reference(
-    head_dim: int, rotary_dim: int, with_norm: bool, dtype: torch.dtype
+    head_dim: int,
+    rotary_dim: int,
+    with_norm: bool,
+    many_tokens: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(heads, "_MANY_TOKENS", many_tokens)  # those of this case are few, or many
     num_tokens, num_heads, num_kv_heads = 5, 12, 3
     fused = random(num_tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
     q, k, v = fused.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
@@ -44,10 +52,36 @@ def test_rotary_embedding_and_cache_equals_reference(
         assert_close(rotated, truth)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [1023, 1024, 1029, 8192])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "with_norm"), [(32, 8, False), (16, 8, True), (28, 4, False)]
+)
+def test_steps_of_a_prompt_are_rotated_and_cached(
+    num_tokens: int, num_heads: int, num_kv_heads: int, with_norm: bool
+) -> None:
+    fused = random(num_tokens, num_heads + 2 * num_kv_heads, 128, dtype=torch.bfloat16)
+    q, k, v = fused.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    cos_sin = random(num_tokens, 128)
+    positions, slots = (torch.randperm(num_tokens, device=DEVICE) for _ in range(2))
+    weights = (random(128, dtype=q.dtype), random(128, dtype=q.dtype)) if with_norm else (None, None)
+    shape = (2, 2, num_tokens // BLOCK_SIZE + 2, BLOCK_SIZE, num_kv_heads, 128)
+    caches = torch.full(shape, float("nan"), dtype=q.dtype, device=DEVICE)
+    actual = rotary_embedding_cache(q, k, v, cos_sin, positions, *caches[0], slots, *weights)
+    expected = rotary_embedding_and_cache(q, k, v, cos_sin, positions, *caches[1], slots, *weights)
+    assert_close(actual, expected)
+    assert torch.equal(caches[0].isnan(), caches[1].isnan())
+    assert_close(caches[0].nan_to_num(), caches[1].nan_to_num())
+
+
 @pytest.mark.skipif(ON_GPU and not HAS_FP8, reason="the GPU has no 8-bit floats")
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cache_of_8_bits_is_written_as_by_the_reference(dtype: torch.dtype) -> None:
-    q, k, v = (10 * random(9, heads, 48, dtype=dtype) for heads in (4, 2, 2))
+@pytest.mark.parametrize("many_tokens", [10, 9])
+def test_cache_of_8_bits_is_written_as_by_the_reference(
+    many_tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "_MANY_TOKENS", many_tokens)
+    q, k, v = (10 * random(9, num_heads, 48, dtype=dtype) for num_heads in (4, 2, 2))
     cos_sin, positions = random(9, 48), torch.arange(9, device=DEVICE)
     if not ON_GPU:
         # The interpreter rounds to 8 bits wrongly where a carry leaves the mantissa: give it nothing to round.
