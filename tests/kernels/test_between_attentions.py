@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from quire_kernels import between_attentions
-from quire_kernels.dispatch import between, device
+from quire_kernels.dispatch import between, device, projection
 from quire_kernels.gpu import gluon_module
 from quire_kernels.linear import reference
 from quire_kernels.linear.tuning import BetweenConfig, between_config
@@ -274,7 +274,81 @@ def test_one_launch_is_for_the_generation_that_it_ran_on(
     monkeypatch.setattr(between, "num_multiprocessors", lambda device: 132)
     made: list[Any] = []
     monkeypatch.setattr(kernel, "between_attentions_rows", lambda **_: made.append(1))
-    for name in ("linear", "linear_add_", "gated_linear", "rms_norm"):
-        monkeypatch.setattr(between, name, lambda *_: None)
+    monkeypatch.setattr(between, "add_norm_project_", lambda *_, **__: None)
     taken(layer_on_cpu())
     assert len(made) == on_hopper
+
+
+class NotedProducts:
+    """Products of ours that note how they were called, and compute as the reference does."""
+
+    def __init__(self) -> None:
+        self.calls: list[set[str]] = []
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Any:
+        self.calls.append(
+            {name for name, value in options.items() if value is not None and value is not False}
+        )
+        if options.get("norm_weight") is not None:
+            added, scaled, squares = reference.linear_add_scaled(
+                options["out"], x, weight, bias, norm_weight=options["norm_weight"], num_tiles=16
+            )
+            options["out"].copy_(added)
+            return scaled, squares
+        if options.get("squares") is not None:
+            product = reference.scaled_gated_linear if options["gated"] else reference.scaled_linear
+            return product(x, options["squares"], weight, bias, eps=options["eps"])
+        if options.get("add"):
+            return options["out"].copy_(reference.linear_add(options["out"], x, weight, bias))
+        return (reference.gated_linear if options.get("gated") else reference.linear)(x, weight, bias)
+
+
+def made_by(
+    monkeypatch: pytest.MonkeyPatch, ours: Any, operands: dict[str, Any], library: str | None = None
+) -> Tensor:
+    """What lies between two attentions, if products but that by the weight `library` were ours."""
+    by_library = operands.get(library or "")
+    monkeypatch.setattr(
+        projection,
+        "_our_product",
+        lambda x, weight, bias, gated=False: None if weight is by_library else ours,
+    )
+    return taken(operands)
+
+
+def test_norms_between_products_of_ours_are_no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    operands, ours = layer_on_cpu(80), NotedProducts()
+    expected = reference.between_attentions(**operands, eps=EPS)
+    monkeypatch.setattr(projection, "rms_norm", None)
+    assert error(made_by(monkeypatch, ours, operands), expected[1]) < 1e-2
+    assert error(operands["residual"], expected[0]) < 1e-2
+    first, second = {"out", "add", "norm_weight"}, {"squares", "eps"}
+    assert ours.calls == [first, {*second, "gated"}, first, second]
+
+
+@pytest.mark.parametrize("library", ["o", "gate_up", "down", "qkv"])
+def test_a_norm_beside_a_product_of_the_library_is_a_launch(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operands, ours = layer_on_cpu(80), NotedProducts()
+    expected = reference.between_attentions(**operands, eps=EPS)
+    assert error(made_by(monkeypatch, ours, operands, library), expected[1]) < 1e-2
+    assert error(operands["residual"], expected[0]) < 1e-2
+    assert sum("norm_weight" in call for call in ours.calls) == 1
+    assert sum("squares" in call for call in ours.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_rows"), [(torch.float16, 80), (torch.float32, 80), (torch.bfloat16, 64)]
+)
+def test_norms_of_other_types_and_of_few_rows_are_launches(
+    dtype: torch.dtype, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operands = {
+        name: tensor if tensor is None else tensor.to(dtype)
+        for name, tensor in layer_on_cpu(num_rows).items()
+    }
+    ours = NotedProducts()
+    made_by(monkeypatch, ours, operands)
+    assert len(ours.calls) == 4
+    assert not any("norm_weight" in call or "squares" in call for call in ours.calls)

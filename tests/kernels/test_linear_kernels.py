@@ -1,11 +1,14 @@
 """The products of one, few and some hundred rows and what they fold in, against torch: on the GPU, else under the interpreter."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
 
+from quire_kernels import between_attentions
 from quire_kernels.linear import reference
 from quire_kernels.linear.gemv import linear_gemv
 from quire_kernels.linear.rows import linear_rows
@@ -193,6 +196,138 @@ def test_products_in_a_chain_wait_for_one_another() -> None:
     assert not torch.equal(eager, out)
 
 
+NORM_CONFIGS = [
+    TilesConfig(outs=64, rows=16, unroll=False),
+    TilesConfig(outs=64, rows=80, unroll=False),
+    TilesConfig(outs=128, rows=144, unroll=False, width=64),
+    None,
+]
+EPS = 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_HOPPER, reason="the kernel is for Hopper")
+@pytest.mark.parametrize("num_rows", [65, 96, 144, 160, 207, 256])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(1024, 2048), (1024, 3072), (384, 128)])
+def test_sum_of_some_hundred_rows_leaves_what_its_norm_is_made_of(
+    num_outputs: int, num_inputs: int, num_rows: int
+) -> None:
+    from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
+
+    bf16 = torch.bfloat16
+    x, weight = random(num_rows, num_inputs, dtype=bf16), random(num_outputs, num_inputs, dtype=bf16) / 16
+    norm_weight, wide = random(num_outputs, dtype=bf16), random(num_rows + 8, num_outputs, dtype=bf16)
+    for config in NORM_CONFIGS:
+        plain = linear_tiles_hopper(x, weight, out=wide[:num_rows].clone(), add=True, config=config)
+        poison = [torch.full_like(wide, float("nan")), torch.full((256, 16), float("nan"), device=DEVICE)]
+        del poison
+        held = wide.clone()
+        residual = held[:num_rows]
+        scaled, squares = linear_tiles_hopper(
+            x, weight, out=residual, add=True, norm_weight=norm_weight, config=config
+        )
+        num_tiles = squares.shape[1]
+        assert num_tiles == num_outputs // (config.outs if config else 64)
+        expected = reference.linear_add_scaled(
+            wide[:num_rows], x, weight, norm_weight=norm_weight, num_tiles=num_tiles
+        )
+        assert_close(residual, expected[0])
+        assert torch.equal(residual, plain)
+        assert torch.equal(held[num_rows:], wide[num_rows:])
+        assert torch.equal(scaled, (residual.float() * norm_weight.float()).to(bf16))
+        assert_close(squares, residual.float().square().unflatten(1, (num_tiles, -1)).sum(dim=2))
+        again = linear_tiles_hopper(
+            x, weight, out=wide[:num_rows].clone(), add=True, norm_weight=norm_weight, config=config
+        )
+        assert torch.equal(scaled, again[0])
+        assert torch.equal(squares, again[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_HOPPER, reason="the kernel is for Hopper")
+@pytest.mark.parametrize("num_rows", [65, 144, 160, 207, 256])
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs", "num_tiles"),
+    [(6144, 1024, 16), (384, 128, 1), (384, 128, 6), (384, 128, 64)],
+)
+def test_product_of_some_hundred_rows_makes_the_norm_of_its_rows(
+    num_outputs: int, num_inputs: int, num_rows: int, num_tiles: int
+) -> None:
+    from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
+
+    bf16 = torch.bfloat16
+    scaled = random(num_rows, num_inputs, dtype=bf16)
+    weight = random(num_outputs, num_inputs, dtype=bf16) / num_inputs**0.5
+    # Of any size from one row to the next, so that a factor of another row is seen.
+    squares = num_inputs / num_tiles * torch.exp(4 * torch.randn(num_rows, 1, device=DEVICE))
+    squares = squares * torch.rand(num_rows, num_tiles, device=DEVICE)
+    expected = reference.scaled_linear(scaled, squares, weight, eps=EPS)
+    expected_gated = reference.scaled_gated_linear(scaled, squares, weight, eps=EPS)
+    for config in NORM_CONFIGS:
+        product = linear_tiles_hopper(scaled, weight, squares=squares, eps=EPS, config=config)
+        gated = linear_tiles_hopper(scaled, weight, gated=True, squares=squares, eps=EPS, config=config)
+        for actual, wanted in ((product, expected), (gated, expected_gated)):
+            assert_close(actual, wanted)
+            each = (actual.double() - wanted.double()).norm(dim=1) / wanted.double().norm(dim=1)
+            assert each.max() < 2e-2
+        assert torch.equal(
+            gated, linear_tiles_hopper(scaled, weight, gated=True, squares=squares, eps=EPS, config=config)
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_HOPPER, reason="the kernel is for Hopper")
+def test_what_is_not_a_number_stays_in_its_row_through_a_norm() -> None:
+    from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
+
+    bf16 = torch.bfloat16
+    x, weight, norm_weight = (random(*shape, dtype=bf16) for shape in ((144, 256), (256, 256), (256,)))
+    residual = random(144, 256, dtype=bf16)
+    x[3, 7], residual[141, 255] = float("nan"), float("inf")
+    scaled, squares = linear_tiles_hopper(x, weight, out=residual, add=True, norm_weight=norm_weight)
+    for gated in (False, True):
+        product = linear_tiles_hopper(scaled, weight, gated=gated, squares=squares, eps=EPS)
+        bad = product.isnan().any(dim=1).nonzero().flatten()
+        assert bad.tolist() == [3, 141]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_HOPPER, reason="the kernels are for Hopper")
+@pytest.mark.parametrize("num_rows", [72, 144, 200, 256])
+def test_layers_whose_norms_are_factors_are_repeated_bit_for_bit(num_rows: int) -> None:
+    """A graph launches a product before the one ahead of it has ended: what it reads early must be settled."""
+    bf16 = torch.bfloat16
+    sizes = {"o": (1024, 2048), "gate_up": (6144, 1024), "down": (1024, 3072), "qkv": (4096, 1024)}
+    layers: list[dict[str, Any]] = [
+        {name: random(*size, dtype=bf16) / 40 for name, size in sizes.items()}
+        | {name: 1 + random(1024, dtype=bf16) / 4 for name in ("post_norm", "input_norm")}
+        for _ in range(4)
+    ]
+    biases: dict[str, Any] = dict.fromkeys(("o_bias", "gate_up_bias", "down_bias", "qkv_bias"))
+    begin, attended = random(num_rows, 1024, dtype=bf16), random(num_rows, 2048, dtype=bf16)
+    residual = torch.empty_like(begin)
+
+    def take_steps() -> list[Tensor]:
+        residual.copy_(begin)
+        made, inputs = [], attended
+        for layer in layers * 4:
+            made.append(between_attentions(residual, inputs, **layer, **biases, eps=EPS))
+            inputs = made[-1][:, :2048]
+        return [*made, residual]
+
+    eager = [tensor.clone() for tensor in take_steps()]
+    expected = reference.between_attentions(begin, attended, **layers[0], qkv_bias=None, eps=EPS)[1]
+    assert_close(eager[0], expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = take_steps()
+    for _ in range(30):
+        for out in outputs:
+            out.fill_(float("nan"))
+        graph.replay()
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(outputs, eager, strict=True))
+
+
 @pytest.mark.parametrize(
     ("num_rows", "boxes"),
     [(16, (16, 0)), (80, (64, 16)), (96, (64, 32)), (112, (128, 0)), (144, (128, 16)), (176, (128, 64))],
@@ -250,28 +385,32 @@ def test_only_products_of_some_hundred_rows_that_were_faster_are_taken(
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "gated", "wide", "narrow"),
+    ("num_rows", "gated", "wide"),
     [
-        # rows of a tile: of a gated product, of one with 4,096 outputs or more, and with fewer
-        (65, 80, 80, 32),
-        (96, 96, 96, 32),
-        (97, 112, 64, 32),
-        (144, 144, 80, 32),
-        (145, 160, 80, 64),
-        (192, 192, 96, 64),
-        (193, 112, 112, 64),
-        (256, 128, 128, 64),
+        # rows of a tile: of a gated product and of one with 4,096 outputs or more
+        (65, 80, 80),
+        (96, 96, 96),
+        (97, 112, 64),
+        (144, 144, 80),
+        (145, 160, 80),
+        (192, 192, 96),
+        (193, 112, 112),
+        (224, 112, 112),
+        (225, 128, 128),
+        (256, 128, 128),
     ],
 )
 def test_tiles_of_some_hundred_rows_are_cut_where_that_was_faster(
-    num_rows: int, gated: int, wide: int, narrow: int
+    num_rows: int, gated: int, wide: int
 ) -> None:
     of_gates = TilesConfig(outs=64, rows=gated, unroll=False)
-    if num_rows > 192:  # two programs side by side
+    if num_rows > 224:  # two programs side by side
         of_gates = TilesConfig(outs=64, rows=gated, unroll=True, width=64, num_stages=4)
+    elif num_rows > 192:
+        of_gates = TilesConfig(outs=128, rows=gated, unroll=False)
     assert tiles_config(num_rows, 3072, gated=True) == of_gates
     assert tiles_config(num_rows, 4096, gated=False) == TilesConfig(outs=64, rows=wide, unroll=True)
-    assert tiles_config(num_rows, 4095, gated=False) == TilesConfig(outs=64, rows=narrow, unroll=True)
+    assert tiles_config(num_rows, 4095, gated=False) == TilesConfig(outs=64, rows=32, unroll=True)
 
 
 @pytest.mark.parametrize("num_rows", [*range(65, 257, 7), 176, 192])
@@ -288,7 +427,7 @@ def test_tuned_tiles_hold_every_row_and_fit(num_rows: int, gated: bool) -> None:
         assert (config.outs // 64) * rows <= 256, "what a thread holds of a product"
         # A third stage is what hides the copies of a step.
         ring = (config.num_stages or 3) * 2 * config.width * (config.outs + rows)
-        results = 2 * (config.outs // 2 if gated else config.outs) * rows
+        results = (2 * config.outs // 2 if gated else 4 * config.outs) * rows  # sums are held in float32
         assert ring + results <= 225 << 10
         assert config.num_stages is None or config.num_stages >= 3
         assert num_inputs % config.width == 0
@@ -310,3 +449,25 @@ def test_unfit_shapes_of_some_hundred_rows_are_refused() -> None:
         tiles_hopper.linear_tiles_hopper(x, weight, random(128, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="whole tiles"):
         tiles_hopper.linear_tiles_hopper(x, weight[:96])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gated": True, "add": True}, "gated product cannot be added"),
+        ({"add": False}, "only a sum"),
+        ({"squares": torch.zeros(80, 2)}, "only a sum"),
+        ({"norm_weight": torch.zeros(64)}, r"has shape \(64,\); it must be \(128,\)"),
+        ({"norm_weight": None, "squares": torch.zeros(79, 2)}, r"must be \(80, tiles\)"),
+        ({"norm_weight": None, "squares": torch.zeros(80, 4)[:, :2]}, "contiguous"),
+        ({"norm_weight": None, "squares": torch.zeros(80, 2).bfloat16()}, "float32"),
+    ],
+)
+def test_norms_that_cannot_be_made_are_refused(changes: dict[str, Any], message: str) -> None:
+    tiles_hopper = pytest.importorskip("quire_kernels.linear.tiles_hopper", exc_type=ImportError)
+    x, weight, out = (torch.zeros(rows, 128, dtype=torch.bfloat16) for rows in (80, 128, 80))
+    options = {"out": out, "add": True, "norm_weight": torch.zeros(128)}
+    with pytest.raises(ValueError, match=message):
+        tiles_hopper.linear_tiles_hopper(x, weight, **{**options, **changes})
+    with pytest.raises(ValueError, match="float16"):
+        tiles_hopper.linear_tiles_hopper(x.half(), weight.half(), **{**options, "out": out.half()})

@@ -1,10 +1,9 @@
-"""Whether what lies between two attentions is one launch or the operations one by one."""
+"""Whether what lies between two attentions is one launch, four with the norms folded in, or the operations one by one."""
 
 from torch import Tensor
 
 from quire_kernels.dispatch import device
-from quire_kernels.dispatch.norm import rms_norm
-from quire_kernels.dispatch.projection import gated_linear, linear, linear_add_
+from quire_kernels.dispatch.projection import add_norm_project_
 from quire_kernels.gpu import gluon_module, num_multiprocessors
 from quire_kernels.linear.tuning import BetweenConfig, between_config
 
@@ -46,10 +45,27 @@ def between_attentions(
         }
         if kernel and kernel.misfit(**operands) is None:
             return kernel.between_attentions_rows(**operands, eps=eps, config=config)
-    linear_add_(residual, attended, o, o_bias)
-    gated = gated_linear(rms_norm(residual, post_norm, eps), gate_up, gate_up_bias)
-    linear_add_(residual, gated, down, down_bias)
-    return linear(rms_norm(residual, input_norm, eps), qkv, qkv_bias)
+    gated = add_norm_project_(
+        residual,
+        attended,
+        o,
+        o_bias,
+        norm_weight=post_norm,
+        eps=eps,
+        next_weight=gate_up,
+        next_bias=gate_up_bias,
+        gated=True,
+    )
+    return add_norm_project_(
+        residual,
+        gated,
+        down,
+        down_bias,
+        norm_weight=input_norm,
+        eps=eps,
+        next_weight=qkv,
+        next_bias=qkv_bias,
+    )
 
 
 def _between_config(residual: Tensor, attended: Tensor, down: Tensor, qkv: Tensor) -> BetweenConfig | None:

@@ -5,17 +5,19 @@ From few rows to many, the first that suits is taken; the shapes that a kernel s
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quire_kernels.dispatch import device
 from quire_kernels.dispatch.activation import silu_and_mul
+from quire_kernels.dispatch.norm import rms_norm
 from quire_kernels.gpu import gluon_module
 from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.linear.by_table import multiply_by_table
 from quire_kernels.linear.tiling import MANY_ROWS
-from quire_kernels.linear.tuning import suits_few_rows, suits_tiles
+from quire_kernels.linear.tuning import suits_few_rows, suits_row_factors, suits_tiles
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -57,14 +59,60 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return silu_and_mul(linear(x, weight, bias))
 
 
+def add_norm_project_(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    norm_weight: Tensor,
+    eps: float,
+    next_weight: Tensor,
+    next_bias: Tensor | None,
+    gated: bool = False,
+) -> Tensor:
+    """Add the projection of ``x`` to ``residual`` in place, and project the norm of the sum, to gate and up if ``gated``.
+
+    Where both products are of ours and of bfloat16, the norm is no launch of its own: the first leaves the rows scaled by
+    its weight, and the second multiplies what it makes of them by a factor for each row.
+    """
+    if ours := _products_around_norm(residual, x, weight, bias, next_weight, next_bias, gated=gated):
+        first, second = ours
+        scaled, squares = first(x, weight, bias, out=residual, add=True, norm_weight=norm_weight)
+        return second(scaled, next_weight, next_bias, gated=gated, squares=squares, eps=eps)
+    linear_add_(residual, x, weight, bias)
+    normed = rms_norm(residual, norm_weight, eps)
+    return gated_linear(normed, next_weight, next_bias) if gated else linear(normed, next_weight, next_bias)
+
+
 def pack_linear_weight(weight: Tensor) -> Tensor:
     """Return a weight in the layout that `linear` is fastest with; nothing else can read it."""
     return linear_cpu.pack_linear_weight(weight) if weight.device.type == "cpu" else weight
 
 
+def _products_around_norm(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    next_weight: Tensor,
+    next_bias: Tensor | None,
+    *,
+    gated: bool,
+) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """The kernels of two products with a norm between them, or None where it is a launch of its own: rows of float16, which
+    the norm's weight could make too large, few rows, and products that the library makes.
+    """
+    if residual.dtype is not torch.bfloat16 or not suits_row_factors(residual.shape[0]):
+        return None
+    first = _our_product(x, weight, bias)
+    second = _our_product(residual, next_weight, next_bias, gated=gated)
+    return (first, second) if first and second else None
+
+
 def _our_product(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool = False
-) -> Callable[..., Tensor] | None:
+) -> Callable[..., Any] | None:
     """The kernel for one row, for few or for some hundred of 16-bit data; None where the library is as fast, and where the
     GPU is too old for the kernel.
     """

@@ -1,5 +1,6 @@
 """Linear projections in torch with float32 accumulation: what the kernels must compute."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -20,6 +21,47 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """Return ``silu(gate) * up`` of the projections of ``x``: ``weight [2 I, K]`` is that of gate, then of up."""
     gate, up = _product(x.float(), weight, bias).chunk(2, dim=1)
     return (silu(gate) * up).to(x.dtype)
+
+
+def linear_add_scaled(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor,
+    num_tiles: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `linear_add` and what a norm of it is made of by the product after it: ``scaled [T, N]``, the sum times
+    ``norm_weight [N]``, rounded, and ``squares [T, num_tiles]`` float32, the sum of squares of each tile of columns.
+    """
+    added = linear_add(residual, x, weight, bias)
+    squares = added.float().square().unflatten(1, (num_tiles, -1)).sum(dim=2)
+    return added, (added.float() * norm_weight.float()).to(added.dtype), squares
+
+
+def scaled_linear(
+    scaled: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float
+) -> Tensor:
+    """Return the projection of the norm that ``scaled [T, K]`` and ``squares [T, tiles]`` stand for: each row of the product
+    is multiplied by that row's inverse root mean square, before the bias."""
+    return _scaled_product(scaled, squares, weight, bias, eps).to(scaled.dtype)
+
+
+def scaled_gated_linear(
+    scaled: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float
+) -> Tensor:
+    """Return `gated_linear` of the norm that ``scaled`` and ``squares`` stand for."""
+    gate, up = _scaled_product(scaled, squares, weight, bias, eps).chunk(2, dim=1)
+    return (silu(gate) * up).to(scaled.dtype)
+
+
+def _scaled_product(
+    scaled: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> Tensor:
+    factor = torch.rsqrt(squares.sum(dim=1, keepdim=True) / scaled.shape[1] + eps)
+    product = _product(scaled.float(), weight, None) * factor
+    return product if bias is None else product + bias.float()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -5,9 +5,17 @@ the right one, whose number need not be a multiple of 64. The weights of the fir
 that makes the input has ended, the rows after it; each step then starts its products and has the stage of the step
 before filled again. The gate of the activation and the addition to the residual are folded in.
 
+So is the norm between a sum and the next product: what adds to the residual also writes it scaled by the norm's weight, and
+the sum of squares of each row of its tile; the next product multiplies each of its rows by what they come to.
+
 Knows Hopper alone, 16-bit tensors and whole tiles of outputs (`can_multiply`). Gluon is an experiment of Triton's:
 whoever imports this module must be ready for an ImportError or AttributeError.
 """
+
+# Gluon's types do not know its compile-time values.
+# pyright: reportAssignmentType=false
+
+from typing import Literal, overload
 
 import torch
 import triton
@@ -33,6 +41,20 @@ _MAX_WIDTH = 128
 _GROUP = 8  # outputs whose gates and ups take turns: the two rows of a product that one thread holds are so far apart
 _SHARED_BYTES = 225 << 10
 
+# x / (1 + exp(-x)), without what keeps exp and division exact at the ends of float32's range: half of the instructions of a gate.
+_SILU = gl.constexpr(
+    """
+    {
+    .reg .f32 power;
+    mul.f32 power, $1, 0fBFB8AA3B;
+    ex2.approx.ftz.f32 power, power;
+    add.f32 power, power, 0f3F800000;
+    rcp.approx.ftz.f32 power, power;
+    mul.f32 $0, $1, power;
+    }
+    """
+)
+
 
 @gluon.constexpr_function
 def _product_layout(rows, num_warps):
@@ -44,6 +66,13 @@ def _out_layout(results, num_warps):
     """How threads hold what they move to and from memory, 16 bytes each."""
     lanes = results // 8
     return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [num_warps, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def _held_layout(rows, results, dtype):
+    if dtype is gl.float32:
+        return gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
+    return gl.NVMMASharedLayout.get_default_for([rows, results], dtype)
 
 
 @gluon.jit
@@ -107,7 +136,8 @@ def _gate(product, GROUP: gl.constexpr):
     ROWS: gl.constexpr = product.shape[1]
     pairs = product.reshape([OUTS // (2 * GROUP), 2, GROUP, ROWS]).permute((0, 2, 3, 1))
     gate, up = gl.split(pairs)
-    return (gate / (1.0 + gl.exp(-gate)) * up).reshape([OUTS // 2, ROWS])
+    joined = gl.inline_asm_elementwise(_SILU, "=f,f", [gate], dtype=gl.float32, is_pure=True, pack=1) * up
+    return joined.reshape([OUTS // 2, ROWS])
 
 
 @gluon.jit
@@ -130,23 +160,64 @@ def _load_addend(held, out, row, tile, num_rows, num_outputs, LAYOUT: gl.constex
     return addend
 
 
+@gluon.constexpr_function
+def _squares_layout(num_tiles, num_warps):
+    """How threads hold the squares of rows, 16 bytes each."""
+    lanes = min(num_tiles // 4, 32)
+    return gl.BlockedLayout([1, 4], [32 // lanes, lanes], [num_warps, 1], [1, 0])
+
+
 @gluon.jit
-def _store(
-    product, addend, held, out, row, tile, num_rows, num_outputs, GATED: gl.constexpr, ADD: gl.constexpr,
-    GROUP: gl.constexpr,
-):  # fmt: skip
-    """Turn a product in shared memory, where rows come to lie as they do in ``out``, and store it."""
-    LAYOUT: gl.constexpr = addend.type.layout
+def _load_squares(
+    squares, factors, row, num_rows, TILES: gl.constexpr, SPAN: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """The squares of a tile's rows; none of a row past the end, whose product is zero."""
+    ROWS: gl.constexpr = factors.shape[0]
+    held = gl.zeros([ROWS, SPAN], gl.float32, LAYOUT)
+    if TILES > 0:
+        place = row + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
+        tile = gl.arange(0, SPAN, gl.SliceLayout(0, LAYOUT))[None, :]
+        live = (place < num_rows) & (tile < TILES)
+        held = gl.load(squares + place * TILES + tile, mask=live, other=0.0)
+    return held
+
+
+@gluon.jit
+def _store_factors(factors, squares, eps, NUM_INPUTS: gl.constexpr):
+    factors.store(gl.rsqrt(gl.sum(squares, axis=1) / NUM_INPUTS + eps))
+
+
+@gluon.jit
+def _hold(product, factors, held, GATED: gl.constexpr, GROUP: gl.constexpr, TILES: gl.constexpr):
+    """Leave a product in shared memory, where rows come to lie as they do in ``out``."""
+    if TILES > 0:
+        PRODUCT: gl.constexpr = product.type.layout
+        product *= factors.load(gl.SliceLayout(0, PRODUCT))[None, :]
     if GATED:
         product = _gate(product, GROUP)
-    turned = held.permute((1, 0))
+    held.permute((1, 0)).store(product.to(held.dtype))
+
+
+@gluon.jit
+def _store(
+    held, addend, scale, out, scaled, squares, row, tile, num_rows, num_outputs, ADD: gl.constexpr, NORM: gl.constexpr
+):  # fmt: skip
+    """Store what is held; with a norm to come also that times its weight, and the sum of squares of each row."""
+    ROWS: gl.constexpr = held.shape[0]
+    RESULTS: gl.constexpr = held.shape[1]
+    LAYOUT: gl.constexpr = addend.type.layout
+    result = held.load(LAYOUT)
     if ADD:
-        held.store(addend)
-        TURNED: gl.constexpr = product.type.layout
-        product += turned.load(TURNED).to(gl.float32)
-    turned.store(product.to(held.dtype))
-    address, live = _addresses(out, row, tile, num_rows, num_outputs, held.shape[0], held.shape[1], LAYOUT)
-    gl.store(address, held.load(LAYOUT), mask=live)
+        result = (result + addend.to(gl.float32)).to(out.dtype.element_ty)
+    address, live = _addresses(out, row, tile, num_rows, num_outputs, ROWS, RESULTS, LAYOUT)
+    gl.store(address, result, mask=live)
+    if NORM:
+        values = result.to(gl.float32)
+        address, live = _addresses(scaled, row, tile, num_rows, num_outputs, ROWS, RESULTS, LAYOUT)
+        gl.store(address, (values * scale[None, :]).to(scaled.dtype.element_ty), mask=live)
+        place = row + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
+        sums = gl.sum(values * values, axis=1)
+        gl.store(squares + place * gl.num_programs(0) + tile, sums, mask=place < num_rows)
 
 
 # One kernel serves every number of rows of a tile's size.
@@ -156,8 +227,12 @@ def _linear_tiles_hopper_kernel(
     first_tiles,
     second_tiles,
     out,  # [T, N]
+    norm_weight,  # [N], used when NORM
+    scaled,  # [T, N], written when NORM
+    squares,  # [T, programs] float32, written when NORM; [T, TILES], read when TILES > 0
     num_rows,
     num_outputs,
+    eps,
     OUTS: gl.constexpr,  # weight rows of a tile
     FIRST: gl.constexpr,  # rows of a tile: a power of two, and perhaps another
     SECOND: gl.constexpr,
@@ -168,6 +243,9 @@ def _linear_tiles_hopper_kernel(
     GROUP: gl.constexpr,
     GATED: gl.constexpr,
     ADD: gl.constexpr,
+    NORM: gl.constexpr,
+    TILES: gl.constexpr,
+    TILES_SPAN: gl.constexpr,  # a power of two
     OVERLAP: gl.constexpr,
 ):
     if OVERLAP:
@@ -185,13 +263,18 @@ def _linear_tiles_hopper_kernel(
         )
     else:
         weights = gl.allocate_shared_memory(dtype, [STAGES, OUTS, WIDTH], weight_tiles.layout)
-    HELD: gl.constexpr = gl.NVMMASharedLayout.get_default_for([FIRST, RESULTS], dtype)
+    # Sums are held in float32, so that 4 rows of 8 outputs, as a warp has them, are in banks of their own.
+    HELD_TYPE: gl.constexpr = gl.float32 if ADD else dtype
+    HELD: gl.constexpr = _held_layout(FIRST, RESULTS, HELD_TYPE)
     first_ring = gl.allocate_shared_memory(dtype, [STAGES, FIRST, WIDTH], first_tiles.layout)
-    first_held = gl.allocate_shared_memory(dtype, [FIRST, RESULTS], HELD)
-    second_ring, second_held = first_ring, first_held
+    first_held = gl.allocate_shared_memory(HELD_TYPE, [FIRST, RESULTS], HELD)
+    FACTORS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    first_factors = gl.allocate_shared_memory(gl.float32, [FIRST], FACTORS)
+    second_ring, second_held, second_factors = first_ring, first_held, first_factors
     if SECOND > 0:
         second_ring = gl.allocate_shared_memory(dtype, [STAGES, SECOND, WIDTH], second_tiles.layout)
-        second_held = gl.allocate_shared_memory(dtype, [SECOND, RESULTS], HELD)
+        second_held = gl.allocate_shared_memory(HELD_TYPE, [SECOND, RESULTS], HELD)
+        second_factors = gl.allocate_shared_memory(gl.float32, [SECOND], FACTORS)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for early in gl.static_range(STAGES):
         mbarrier.init(full.index(early), count=1)
@@ -199,50 +282,70 @@ def _linear_tiles_hopper_kernel(
     for early in gl.static_range(STAGES):
         mbarrier.expect(full.index(early), STAGE_BYTES)
         _copy_weights(weight_tiles, weights, full, tile, early, STAGES)
+    OUT: gl.constexpr = _out_layout(RESULTS, WARPS)
+    scale = gl.full([RESULTS], 0.0, gl.float32, gl.SliceLayout(0, OUT))
+    if NORM:
+        column = tile * RESULTS + gl.arange(0, RESULTS, gl.SliceLayout(0, OUT))
+        scale = gl.load(norm_weight + column).to(gl.float32)
     if OVERLAP:
         gdc_wait()
     rows = (first_tiles, second_tiles, first_ring, second_ring)
     for early in gl.static_range(STAGES):
         _copy_rows(rows, row, full, early, SECOND, STAGES)
-    OUT: gl.constexpr = _out_layout(RESULTS, WARPS)
+    SQUARES: gl.constexpr = _squares_layout(TILES_SPAN, WARPS)
+    first_squares = _load_squares(squares, first_factors, row, num_rows, TILES, TILES_SPAN, SQUARES)
+    second_squares = first_squares
     first_addend = _load_addend(first_held, out, row, tile, num_rows, num_outputs, OUT, ADD)
     second_addend = first_addend
     first_total = gl.zeros([OUTS, FIRST], gl.float32, _product_layout(FIRST, WARPS))
     second_total = first_total
     if SECOND > 0:
+        second_squares = _load_squares(
+            squares, second_factors, row + FIRST, num_rows, TILES, TILES_SPAN, SQUARES
+        )
         second_addend = _load_addend(second_held, out, row + FIRST, tile, num_rows, num_outputs, OUT, ADD)
         second_total = gl.zeros([OUTS, SECOND], gl.float32, _product_layout(SECOND, WARPS))
 
+    first_total, second_total = _multiply(
+        first_total, second_total, weights, rows, full, 0, OUTS, SECOND, STAGES
+    )
+    if TILES > 0:  # while the first products are made
+        _store_factors(first_factors, first_squares, eps, STEPS * WIDTH)
+        if SECOND > 0:
+            _store_factors(second_factors, second_squares, eps, STEPS * WIDTH)
     # The products of the step before have ended where a stage is filled again.
     if UNROLL:
-        for step in gl.static_range(STEPS):
+        for step in gl.static_range(1, STEPS):
             first_total, second_total = _multiply(
                 first_total, second_total, weights, rows, full, step, OUTS, SECOND, STAGES
             )
-            if step > 0 and step - 1 + STAGES < STEPS:
+            if step - 1 + STAGES < STEPS:
                 _refill(
                     weight_tiles, weights, rows, full, tile, row, step - 1 + STAGES, SECOND, STAGES, STAGE_BYTES
                 )  # fmt: skip
     else:
-        for step in range(STEPS):
+        for step in range(1, STEPS):
             first_total, second_total = _multiply(
                 first_total, second_total, weights, rows, full, step, OUTS, SECOND, STAGES
             )
-            if step > 0 and step - 1 + STAGES < STEPS:
+            if step - 1 + STAGES < STEPS:
                 _refill(
                     weight_tiles, weights, rows, full, tile, row, step - 1 + STAGES, SECOND, STAGES, STAGE_BYTES
                 )  # fmt: skip
     if SECOND > 0:
         first_total, second_total = warpgroup_mma_wait(0, deps=[first_total, second_total])
+        _hold(second_total, second_factors, second_held, GATED, GROUP, TILES)
     else:
         first_total = warpgroup_mma_wait(0, deps=[first_total])
-    _store(first_total, first_addend, first_held, out, row, tile, num_rows, num_outputs, GATED, ADD, GROUP)
+    _hold(first_total, first_factors, first_held, GATED, GROUP, TILES)
+    _store(first_held, first_addend, scale, out, scaled, squares, row, tile, num_rows, num_outputs, ADD, NORM)
     if SECOND > 0:
         _store(
-            second_total, second_addend, second_held, out, row + FIRST, tile, num_rows, num_outputs, GATED, ADD, GROUP
+            second_held, second_addend, scale, out, scaled, squares, row + FIRST, tile, num_rows, num_outputs, ADD, NORM
         )  # fmt: skip
 
 
+@overload
 def linear_tiles_hopper(
     x: Tensor,
     weight: Tensor,
@@ -251,13 +354,40 @@ def linear_tiles_hopper(
     out: Tensor | None = None,
     gated: bool = False,
     add: bool = False,
+    norm_weight: None = None,
+    squares: Tensor | None = None,
+    eps: float = 0.0,
     config: TilesConfig | None = None,
-) -> Tensor:
-    """Return ``x @ weight.T`` for ``x [T, K]``, in ``out`` (contiguous) where it is given; ``gated`` and ``add`` are those of
-    `rows.linear_rows`.
+) -> Tensor: ...
+@overload
+def linear_tiles_hopper(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor,
+    add: Literal[True],
+    norm_weight: Tensor,
+    config: TilesConfig | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def linear_tiles_hopper(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    gated: bool = False,
+    add: bool = False,
+    norm_weight: Tensor | None = None,
+    squares: Tensor | None = None,
+    eps: float = 0.0,
+    config: TilesConfig | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return ``x @ weight.T`` for ``x [T, K]``, in ``out`` (contiguous) where it is given; ``gated``, ``add``, ``norm_weight``,
+    ``squares`` and ``eps`` are those of `rows.linear_rows`.
 
-    The weight must have been written before the kernel ahead of this one began, as it is read before that ends. Raises
-    ``ValueError`` on a bias, and on shapes or strides that do not fit.
+    Weights must have been written before the kernel ahead of this one began, as they are read before that ends. Raises
+    ``ValueError`` on a bias, on shapes, strides or types that do not fit, and on what does not go together.
     """
     num_rows, num_inputs = x.shape
     if num_inputs != weight.shape[1]:
@@ -269,6 +399,10 @@ def linear_tiles_hopper(
     if out is not None and not out.is_contiguous():
         raise ValueError(f"out has strides {out.stride()}; it must be contiguous")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    if reason := _misfit_of_norm(
+        x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares
+    ):
+        raise ValueError(reason)
     config = config or tiles_config(num_rows, num_outputs, gated=gated)
     results = config.outs // 2 if gated else config.outs
     if num_outputs % results:
@@ -277,8 +411,14 @@ def linear_tiles_hopper(
         out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     first, second = boxes(config.rows)
     width, steps = config.width, num_inputs // config.width
-    held = 2 * results * (first + second)
+    held = (first + second) * (results * (4 if add else 2) + 4)
     stages = config.num_stages or (_SHARED_BYTES - held) // (2 * width * (config.outs + first + second))
+    scaled, tiles = out, 0
+    if norm_weight is not None:
+        scaled = torch.empty_like(out)
+        squares = torch.empty((num_rows, num_outputs // results), dtype=torch.float32, device=x.device)
+    elif squares is not None:
+        tiles = squares.shape[1]
     overlap = overlaps_launches(x.device)
     first_tiles = _describe(x, list(x.shape), list(x.stride()), [first, width])
     _linear_tiles_hopper_kernel[(num_outputs // results, triton.cdiv(num_rows, first + second))](
@@ -286,8 +426,12 @@ def linear_tiles_hopper(
         first_tiles,
         _describe(x, list(x.shape), list(x.stride()), [second, width]) if second else first_tiles,
         out,
+        out if norm_weight is None else norm_weight,
+        scaled,
+        out if squares is None else squares,
         num_rows,
         num_outputs,
+        eps,
         OUTS=config.outs,
         FIRST=first,
         SECOND=second,
@@ -298,10 +442,15 @@ def linear_tiles_hopper(
         GROUP=_GROUP,
         GATED=gated,
         ADD=add,
+        NORM=norm_weight is not None,
+        TILES=tiles,
+        TILES_SPAN=max(4, triton.next_power_of_2(tiles)),
         OVERLAP=overlap,
         num_warps=config.outs // 16,
         **launch_options(overlap),
     )
+    if norm_weight is not None and squares is not None:
+        return scaled, squares
     return out
 
 
@@ -319,6 +468,35 @@ def _misfit(x: Tensor, weight: Tensor) -> str | None:
         return f"weight has {num_weights} rows; they must be whole tiles of {_WEIGHTS}"
     if num_inputs % _MAX_WIDTH:
         return f"weight has {num_inputs} inputs; they must be whole tiles of {_MAX_WIDTH}"
+    return None
+
+
+def _misfit_of_norm(
+    x: Tensor,
+    num_outputs: int,
+    *,
+    gated: bool,
+    add: bool,
+    norm_weight: Tensor | None,
+    squares: Tensor | None,
+) -> str | None:
+    """Why no norm can be made of what follows a sum, or before a product, or None."""
+    if gated and add:
+        return "a gated product cannot be added to a residual"
+    if norm_weight is not None:
+        if not add or squares is not None:
+            return "only a sum, without squares, can be scaled by a norm_weight"
+        if x.dtype == torch.float16:
+            return f"rows are {x.dtype}, in which a scaled sum could be too large"
+        if norm_weight.shape != (num_outputs,) or not norm_weight.is_contiguous():
+            return (
+                f"norm_weight has shape {tuple(norm_weight.shape)}; it must be ({num_outputs},), contiguous"
+            )
+    if squares is not None:
+        if squares.dtype != torch.float32 or not squares.is_contiguous():
+            return f"squares are {squares.dtype} with strides {squares.stride()}; they must be float32, contiguous"
+        if squares.dim() != 2 or len(squares) != len(x):
+            return f"squares has shape {tuple(squares.shape)}; it must be ({len(x)}, tiles)"
     return None
 
 
