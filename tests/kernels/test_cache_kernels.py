@@ -52,6 +52,28 @@ def test_rotary_embedding_and_cache_equals_reference(
         assert_close(rotated, truth)
 
 
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(0, 3), (6, 0)])
+@pytest.mark.parametrize("many_tokens", [6, 5])
+def test_queries_and_keys_are_rotated_without_the_other(
+    num_heads: int, num_kv_heads: int, many_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "_MANY_TOKENS", many_tokens)
+    num_tokens, head_dim = 5, 64
+    q, k = random(num_tokens, num_heads, head_dim), random(num_tokens, num_kv_heads, head_dim)
+    v, cos_sin = random(num_tokens, num_kv_heads, head_dim), random(40, head_dim)
+    positions = torch.tensor([0, 39, 7, 8, 16], device=DEVICE)
+    slots = torch.tensor([16, 31, 32, 5 * 16 + 7, 47], device=DEVICE)
+    caches = torch.full((2, 2, 6, BLOCK_SIZE, 3, head_dim), float("nan"), device=DEVICE)[
+        ..., :num_kv_heads, :
+    ]
+    weights = random(head_dim), random(head_dim)
+    actual = rotary_embedding_cache(q, k, v, cos_sin, positions, *caches[0], slots, *weights)
+    expected = rotary_embedding_and_cache(q, k, v, cos_sin, positions, *caches[1], slots, *weights)
+    assert_close(actual, expected)
+    assert torch.equal(caches[0].isnan(), caches[1].isnan())
+    assert_close(caches[0].nan_to_num(), caches[1].nan_to_num())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_tokens", [1023, 1024, 1029, 8192])
 @pytest.mark.parametrize(

@@ -344,16 +344,17 @@ def rotary_embedding_cache(
     """Norm, rotate and cache one step's q, k and v in one launch; returns the new q, contiguous ``[T, Hq,
     D]``.
 
-    q, k and v may be slices of one fused projection. Raises ``ValueError`` on unfit shapes or strides.
+    q, k and v may be slices of one fused projection; q, or k and v with their caches, may be of no head. Raises
+    ``ValueError`` on unfit shapes or strides.
     """
     (num_tokens, num_heads, head_dim), num_kv_heads = q.shape, k.shape[1]
     half = _checked_rotary_half(q, cos_sin)
     _check_cache("k", k, k_cache, head_dim)
     _check_cache("v", v, v_cache, head_dim)
     q_out = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
-    if num_tokens == 0:
+    if num_tokens == 0 or num_heads + num_kv_heads == 0:
         return q_out
-    heads_of_row = triton.next_power_of_2(num_kv_heads)
+    heads_of_row = triton.next_power_of_2(num_kv_heads or num_heads)
     tokens, heads, tiles = 1, min(_ROWS, heads_of_row), 1
     if num_tokens >= _MANY_TOKENS:
         tokens, heads, tiles = _ROWS, 1, min(_TILES, heads_of_row)

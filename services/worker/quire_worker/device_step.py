@@ -25,7 +25,8 @@ from quire_kernels import (
 from torch import Tensor
 
 from quire_worker.device_batch import DeviceBatch
-from quire_worker.model.decoder import Decoder, StepInputs
+from quire_worker.model.decoder import Decoder
+from quire_worker.model.step_inputs import StepInputs
 from quire_worker.step_shape import StepShape
 
 
@@ -103,6 +104,7 @@ class DeviceStep:
             positions=tensors.positions,
             slot_mapping=tensors.slot_mapping,
             block_tables=tensors.block_tables,
+            token_rows=rows.token_rows,
             query_start_loc=rows.query_start_loc,
             seq_lens=tensors.seq_lens,
             max_query_len=1 if shape.is_decode else shape.num_tokens,

@@ -87,7 +87,7 @@ def noted_kernels(step: DeviceStep, shapes: ShapeTable, largest: StepShape) -> l
         for num_rows in (largest.num_rows, *shapes.captured_rows()):
             step.batch.load_padding(StepShape(num_rows, num_rows, True, 1))
             step.draw(num_rows)
-        for shape in (*_halvings(largest), *shapes.captured()):
+        for shape in (*_halvings(largest), *_with_fewer_rows(largest, shapes), *shapes.captured()):
             step.batch.load_padding(shape)
             step.forward(shape)
         words = -(-step.logits(1).shape[1] // 32)
@@ -103,6 +103,12 @@ def _halvings(largest: StepShape) -> list[StepShape]:
     sizes = takewhile(lambda size: size >= MANY_ROWS, (largest.num_tokens >> turn for turn in count(1)))
     smaller = [replace(largest, num_tokens=size, num_rows=min(largest.num_rows, size)) for size in sizes]
     return [largest, *smaller]
+
+
+def _with_fewer_rows(largest: StepShape, shapes: ShapeTable) -> list[StepShape]:
+    """The largest step in as few rows as steps with prompts have: their last layer attends by kernels for so many sequences."""
+    mixed_rows = sorted({shape.num_rows for shape in shapes.captured() if not shape.is_decode})
+    return [replace(largest, num_rows=rows) for rows in mixed_rows if rows < largest.num_rows]
 
 
 def changes_of(number: int) -> SlotChanges:

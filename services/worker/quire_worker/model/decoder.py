@@ -6,7 +6,7 @@ writes is open: decode attention writes them while others read, and may have cop
 them apart, as it never grants a block to another sequence in the plan that fills it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from quire_kernels import (
@@ -25,24 +25,9 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from quire_worker.model.config import ModelConfig
+from quire_worker.model.step_inputs import StepInputs
+from quire_worker.model.wanted_tokens import attend_for_wanted, suits_wanted_alone
 from quire_worker.model.weights import LayerWeights, Weights
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepInputs:
-    """What one forward pass needs to know of its batch. T tokens of S sequences; rows of a sequence are adjacent."""
-
-    token_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64
-    slot_mapping: Tensor  # [T] int64: block * block_size + offset
-    block_tables: Tensor  # [S, max_blocks] int32
-    query_start_loc: Tensor  # [S + 1] int32
-    seq_lens: Tensor  # [S] int32: length including this step's tokens
-    max_query_len: int
-    max_seq_len: int
-    logits_rows: (
-        Tensor | None
-    )  # [R]: tokens whose logits are wanted, some more than once; None: every one, once
 
 
 class Decoder:
@@ -77,7 +62,8 @@ class Decoder:
         residual = embedding(inputs.token_ids, weights.embedding)
         layer = weights.layers[0]
         qkv = linear(rms_norm(residual, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
-        for index, following in enumerate(weights.layers[1:]):
+        narrow = suits_wanted_alone(inputs, weights)
+        for index, following in enumerate(weights.layers[1 : -1 if narrow else None]):
             window = self._config.sliding_windows[index]
             attended = self._attention(layer, qkv, inputs, kv_cache[index], window, schedules[window])
             qkv = between_attentions(
@@ -96,18 +82,30 @@ class Decoder:
                 eps=eps,
             )
             layer = following
-        window = self._config.sliding_windows[-1]
-        attended = self._attention(
-            layer, qkv, inputs, kv_cache[len(weights.layers) - 1], window, schedules[window]
-        )
-        if inputs.logits_rows is not None:
+        index = len(weights.layers) - (2 if narrow else 1)
+        window = self._config.sliding_windows[index]
+        attended = self._attention(layer, qkv, inputs, kv_cache[index], window, schedules[window])
+        if narrow:
+            residual = self._after_attention(layer, residual, attended)
+            layer = weights.layers[-1]
+            normed = rms_norm(residual, layer.input_norm, eps)
+            attended = attend_for_wanted(
+                layer, normed, inputs, kv_cache[index + 1], config=self._config, rotary=self._rotary
+            )
+        elif inputs.logits_rows is not None:
             # The cache is complete: only rows whose logits are wanted go on.
             attended = attended.index_select(0, inputs.logits_rows)
+        if inputs.logits_rows is not None:
             residual = residual.index_select(0, inputs.logits_rows)
-        residual = linear_add_(residual, attended, layer.o, layer.o_bias)
-        gated = gated_linear(rms_norm(residual, layer.post_norm, eps), layer.gate_up, layer.gate_up_bias)
-        residual = linear_add_(residual, gated, layer.down, layer.down_bias)
+        residual = self._after_attention(layer, residual, attended)
         linear(rms_norm(residual, weights.norm, eps), weights.lm_head, out=logits)
+
+    def _after_attention(self, layer: LayerWeights, residual: Tensor, attended: Tensor) -> Tensor:
+        """The rest of a layer."""
+        residual = linear_add_(residual, attended, layer.o, layer.o_bias)
+        normed = rms_norm(residual, layer.post_norm, self._config.rms_norm_eps)
+        gated = gated_linear(normed, layer.gate_up, layer.gate_up_bias)
+        return linear_add_(residual, gated, layer.down, layer.down_bias)
 
     def _schedules(self, inputs: StepInputs, kv_cache: Tensor) -> dict[int | None, PrefillSchedule | None]:
         """How the layers of each window cut their prefill; made once a step, and only where it has any."""
