@@ -3,7 +3,7 @@
 import pytest
 from quire_scheduler.core import CoreLimits
 
-from tests.core.driver import CoreDriver, capacity_of
+from tests.core.driver import GROUP, CoreDriver, capacity_of
 
 PREFILL_CAPS = [None, 32]
 
@@ -51,6 +51,21 @@ def test_each_of_64_streams_gets_a_token_in_every_8_steps_while_long_prompts_arr
             num_late += sum(len(driver.tokens[name, 0]) == before[name] for name in streams)
     assert num_late == 0
     assert any(name.startswith("long") for name, _ in driver.tokens), "long prompts were computed meanwhile"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_prompts_take_what_sequences_leave_whose_last_token_is_foreseen(depth: int) -> None:
+    driver = CoreDriver(capacity_of(max_num_batched_tokens=512), CoreLimits(pipeline_depth=depth))
+    for number in range(16):
+        driver.add(f"prompt {number}", _prompt(128, salt=number), 1)
+    num_steps, chunks = 0, list[int]()
+    while driver.core.has_work(GROUP):
+        while (plan := driver.plan()) is not None:
+            num_steps += 1
+            chunks += plan.scheduled_tokens
+        driver.answer()
+    assert num_steps == 4
+    assert chunks == [128] * 16, "a prompt was cut"
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

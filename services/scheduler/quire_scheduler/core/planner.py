@@ -77,14 +77,18 @@ class Planner:
     def _prefill_budget(self) -> int:
         """Tokens of this step that prompts may take: what decoding leaves, capped while anything decodes."""
         group = self._group
-        budget = group.capacity.max_num_batched_tokens - (len(group.running) - len(group.prefilling))
-        if self._prefill_cap is None or not (self._waiting or group.prefilling) or not self._any_decodes():
+        if not self._waiting and not group.prefilling:
+            return 0
+        num_decoding = self._num_decoding()
+        budget = group.capacity.max_num_batched_tokens - num_decoding
+        if self._prefill_cap is None or not num_decoding:
             return budget
         return min(budget, max(self._prefill_cap, self._backlog() // _MIN_BACKLOG_SHARE))
 
-    def _any_decodes(self) -> bool:
+    def _num_decoding(self) -> int:
+        """Running sequences that may take a token of this step: neither prompts nor those whose last token is foreseen."""
         prefilling = self._group.prefilling
-        return any(
+        return sum(
             (sequence.num_known < sequence.max_len or sequence.request.beams is not None)
             and sequence not in prefilling
             for sequence in self._group.running
