@@ -16,6 +16,7 @@ from quire_kernels.linear.tuning import (
     GemvConfig,
     RowsConfig,
     TilesConfig,
+    rows_config,
     suits_few_rows,
     suits_tiles,
     tiles_config,
@@ -71,6 +72,9 @@ ROWS_CONFIGS = [
     RowsConfig(strip=16, span=32, splits=1),
     RowsConfig(strip=16, span=32, splits=2),
     RowsConfig(strip=32, span=16, splits=4, num_stages=3),
+    RowsConfig(strip=16, span=64, splits=2, shares=4, num_stages=3),
+    RowsConfig(strip=16, span=32, splits=2, shares=2, num_warps=2, num_stages=3, rotate=True),
+    RowsConfig(strip=32, span=16, splits=1, ahead=64, rotate=True),
     None,
 ]
 
@@ -345,16 +349,18 @@ def test_rows_of_a_tile_are_copied_in_boxes_of_powers_of_two(num_rows: int, boxe
         (64, 4096, 2048, False, True),
         (65, 4096, 2048, False, False),
         (65, 1024, 1024, True, False),
-        (2, 4104, 2048, False, False),
+        (17, 4104, 2048, False, False),
         (64, 4096, 1024, True, True),
         (64, 4104, 1024, True, False),
-        # Large ones, into and out of a wide feed-forward block.
-        (2, 12288, 4096, True, True),
-        (2, 12280, 4096, True, False),
-        (2, 4096, 12288, False, True),
-        (2, 4096, 12272, False, False),
-        (2, 14336, 14336, False, False),
-        (2, 14336, 4096, False, False),
+        # Large ones: all up to 16 rows, from 33 on those into and out of a wide feed-forward block.
+        *((num_rows, 128256, 4096, False, num_rows <= 16) for num_rows in (2, 16, 17, 64)),
+        *((num_rows, 6144, 4096, False, num_rows <= 16) for num_rows in (2, 16, 17, 64)),
+        (33, 12288, 4096, True, True),
+        (33, 12280, 4096, True, False),
+        (33, 4096, 12288, False, True),
+        (33, 4096, 12272, False, False),
+        (33, 14336, 14336, False, False),
+        (33, 14336, 4096, False, False),
         *((num_rows, 14336, 4096, True, num_rows not in (17, 32)) for num_rows in (16, 17, 32, 33, 64)),
         *((num_rows, 4096, 14336, False, num_rows not in (17, 32)) for num_rows in (16, 17, 32, 33, 64)),
         (24, 4096, 2048, False, True),
@@ -364,6 +370,33 @@ def test_only_products_of_few_rows_that_were_faster_are_taken(
     num_rows: int, num_outputs: int, num_inputs: int, gated: bool, suited: bool
 ) -> None:
     assert suits_few_rows(num_rows, num_outputs, num_inputs, gated=gated) == suited
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs", "gated", "strip", "shares"),
+    [
+        (4096, 4096, False, 32, 4),
+        (4096, 14336, False, 32, 4),
+        (4224, 4096, False, 32, 4),
+        (4256, 4096, False, 16, 4),
+        (6144, 4096, False, 16, 4),
+        (65535, 4096, False, 16, 4),
+        (65536, 4096, False, 64, 1),
+        (14336, 4096, True, 32, 1),
+    ],
+)
+def test_large_weights_are_cut_for_few_rows_where_that_was_faster(
+    num_outputs: int, num_inputs: int, gated: bool, strip: int, shares: int
+) -> None:
+    for num_rows in (2, 16):
+        config = rows_config(num_rows, num_outputs, num_inputs, gated=gated)
+        assert (config.strip, config.shares, config.splits) == (strip, shares, 1)
+        buffers = (config.num_stages - 1) * 2 * config.span * (config.strip * (2 if gated else 1) + 16)
+        programs = -(-num_outputs // config.strip)
+        assert buffers <= 200 << 10, "what a multiprocessor has"
+        assert programs > 132 or buffers > 113 << 10, (
+            "two would share a multiprocessor, and another have none"
+        )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@
 A program computes a strip of outputs for all rows. Its weights are asked for before the kernel that makes the input has
 ended: between the kernels of a step the memory would else be idle for microseconds, which is what the library's
 products lose. Where there are few strips, the inputs are split as well: each split leaves a part, and the program that
-comes last adds up the parts, in their order. The gate of the activation and the addition to the residual are folded in.
+comes last adds up the parts, in their order. Within a program each warp may take a share of the inputs for all outputs,
+instead of a share of the outputs; what the warps have is added up at the end. The gate of the activation and the addition
+to the residual are folded in.
 """
 
 from functools import cache
@@ -28,6 +30,11 @@ _MAX_STRIPS = 4096
 
 
 @triton.jit
+def _with_outputs_last(weights):
+    return tl.permute(weights, (1, 0)) if len(weights.shape) == 2 else tl.permute(weights, (0, 2, 1))
+
+
+@triton.jit
 def _linear_rows_kernel(
     x,  # [num_rows, K]
     weight,  # [N, K], or [2 N, K] with the gates first
@@ -43,7 +50,9 @@ def _linear_rows_kernel(
     ROWS: tl.constexpr,
     STRIP: tl.constexpr,
     SPAN: tl.constexpr,
+    SHARES: tl.constexpr,  # of the inputs of a pass, each for a warp; 1: the warps share the outputs
     SPLITS: tl.constexpr,
+    ROTATE: tl.constexpr,  # strips begin at different inputs: not all programs ask for the same ones at a time
     AHEAD: tl.constexpr,  # inputs whose weights are asked for early
     LINE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -56,38 +65,59 @@ def _linear_rows_kernel(
     output = tl.program_id(0) * STRIP + tl.arange(0, STRIP)
     in_strip = output < num_outputs
     # Strips that reach past the end read its last weight again, so that no load of weights needs a mask.
-    start_of_output = weight + tl.minimum(output, num_outputs - 1).to(tl.int64)[:, None] * weight_stride
-    start_of_up = start_of_output + tl.cast(num_outputs, tl.int64) * weight_stride
+    start_of_output = weight + tl.minimum(output, num_outputs - 1).to(tl.int64) * weight_stride
+    up_after_gate = tl.cast(num_outputs, tl.int64) * weight_stride
     length: tl.constexpr = tl.cdiv(tl.cdiv(K, SPAN), SPLITS) * SPAN
     first = tl.program_id(1) * length
+    end = tl.minimum(first + length, K)
+    passes = tl.cdiv(end - first, SPAN)
+    turn = tl.program_id(0) % tl.maximum(passes, 1) * SPAN if ROTATE else 0
     if OVERLAP:
-        early = tl.minimum(first + tl.arange(0, AHEAD // LINE) * LINE, K - 1)[None, :]
-        prefetch(start_of_output + early)
+        early = first + turn + tl.arange(0, AHEAD // LINE) * LINE
+        if ROTATE:
+            early = tl.where(early < end, early, tl.maximum(early - passes * SPAN, first))
+        early = tl.minimum(early, K - 1)[None, :]
+        prefetch(start_of_output[:, None] + early)
         if GATED:
-            prefetch(start_of_up + early)
+            prefetch(start_of_output[:, None] + up_after_gate + early)
     wait_for_inputs(OVERLAP)
 
     row = tl.arange(0, ROWS)
     live = (row < num_rows)[:, None]
-    place = tl.arange(0, SPAN)[None, :]
-    total = tl.zeros([ROWS, STRIP], tl.float32)
-    total_up = tl.zeros([ROWS, STRIP], tl.float32)
-    for start in range(first, tl.minimum(first + length, K), SPAN):
-        column = start + place
+    if SHARES == 1:
+        place = tl.arange(0, SPAN)[None, :]
+        start_of_input, live_input = x + row[:, None] * x_row_stride, live
+        start_of_output = start_of_output[:, None]
+        total = tl.zeros([ROWS, STRIP], tl.float32)
+    else:
+        share = tl.arange(0, SHARES)[:, None, None]
+        place = share * (SPAN // SHARES) + tl.arange(0, SPAN // SHARES)[None, None, :]
+        start_of_input, live_input = x + row[None, :, None] * x_row_stride, live[None, :, :]
+        start_of_output = start_of_output[None, :, None]
+        total = tl.zeros([SHARES, ROWS, STRIP], tl.float32)
+    total_up = total
+    for start in range(first, end, SPAN):
+        if ROTATE:
+            turned = start + turn
+            column = tl.where(turned < end, turned, turned - passes * SPAN) + place
+        else:
+            column = start + place
         if K % SPAN == 0:
-            inputs = tl.load(x + row[:, None] * x_row_stride + column, mask=live, other=0.0)
+            inputs = tl.load(start_of_input + column, mask=live_input, other=0.0)
             weights = tl.load(start_of_output + column)
         else:
-            inside = column < K
-            inputs = tl.load(x + row[:, None] * x_row_stride + column, mask=live & inside, other=0.0)
-            weights = tl.load(start_of_output + column, mask=inside, other=0.0)
-        total = tl.dot(inputs, tl.trans(weights), acc=total, input_precision=PRECISION)
+            inputs = tl.load(start_of_input + column, mask=live_input & (column < K), other=0.0)
+            weights = tl.load(start_of_output + column, mask=column < K, other=0.0)
+        total = tl.dot(inputs, _with_outputs_last(weights), acc=total, input_precision=PRECISION)
         if GATED:
             if K % SPAN == 0:
-                ups = tl.load(start_of_up + column)
+                ups = tl.load(start_of_output + up_after_gate + column)
             else:
-                ups = tl.load(start_of_up + column, mask=column < K, other=0.0)
-            total_up = tl.dot(inputs, tl.trans(ups), acc=total_up, input_precision=PRECISION)
+                ups = tl.load(start_of_output + up_after_gate + column, mask=column < K, other=0.0)
+            total_up = tl.dot(inputs, _with_outputs_last(ups), acc=total_up, input_precision=PRECISION)
+    if SHARES > 1:
+        total = tl.sum(total, axis=0)
+        total_up = tl.sum(total_up, axis=0)
 
     target = row[:, None] * num_outputs + output[None, :]
     mask = live & in_strip[None, :]
@@ -172,7 +202,9 @@ def linear_rows(
         ROWS=rows,
         STRIP=config.strip,
         SPAN=config.span,
+        SHARES=config.shares,
         SPLITS=config.splits,
+        ROTATE=config.rotate,
         AHEAD=max(_LINE, triton.next_power_of_2(min(per_split, config.ahead))),
         LINE=_LINE,
         HAS_BIAS=bias is not None,

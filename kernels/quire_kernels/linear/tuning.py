@@ -40,9 +40,14 @@ _MAX_FEW_ROWS_WEIGHTS = 8 << 20
 ending, and steps of a 0.6B shape gained 13 to 20 % of their time."""
 
 _SHARED_BYTES = 200 << 10
+_MULTIPROCESSORS = 132  # of the GPU that settings were measured on
 _WIDE = 12288
-"""Of larger weights only those into and out of a wide feed-forward block are ours: a 7B layer's products gain 2 to 5 % by
-them at 2, 16 and 64 rows, while those around attention are up to 6 % slower than the library's."""
+"""From 17 rows on, of larger weights only those into and out of a wide feed-forward block are ours: a 7B layer's products
+gain 4 % by them at 64 rows, while those around attention are as fast by the library."""
+
+_MAX_TILE_OF_ROWS = 16
+"""Rows that a tensor core takes at once. Up to so many all products are ours: a layer of the 8B shape takes 115 us instead of
+125, and with attention over 16 x 8192 tokens around them 240 instead of 254, as launches overlap on all its sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +57,27 @@ class RowsConfig:
     strip: int
     span: int
     splits: int
+    shares: int = 1
+    """Warps among which the inputs of a pass are divided, else its outputs: chains of products are so much shorter."""
     num_warps: int = 4
     num_stages: int = 5
     ahead: int = 512
-    """Inputs whose weights a program asks for before its input is there."""
+    """Inputs whose weights a program asks for before its input is there. More is slower: 2,048 for each program of gate and up
+    push each other out of the second-level cache (7 us)."""
+    rotate: bool = False
+    """Whether strips begin at different inputs: 1 % of a product whose programs are many and short of nothing else."""
 
 
 def suits_few_rows(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> bool:
     """Whether a product of 2 rows or more is faster here than in the library; `gated` ones have twice the weights."""
     if num_rows > _MAX_FEW_ROWS:
         return False
-    if num_outputs * num_inputs * (2 if gated else 1) <= _MAX_FEW_ROWS_WEIGHTS:
+    if (
+        num_rows <= _MAX_TILE_OF_ROWS
+        or num_outputs * num_inputs * (2 if gated else 1) <= _MAX_FEW_ROWS_WEIGHTS
+    ):
         return True
-    if 16 < num_rows <= 32:
+    if num_rows <= 32:
         # Right, but no faster: gate and up of an 8B layer take 66 us, and 61 to 64 by the library.
         return False
     if gated:
@@ -76,6 +89,9 @@ def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
     """Settings for a product of 2 to 64 rows: strips and splits enough for every multiprocessor, and a pipeline as deep
     as fits into its memory, or (7B shapes of few rows) so shallow that the next kernel's programs fit beside it.
     """
+    large = num_outputs * num_inputs * (2 if gated else 1) > _MAX_FEW_ROWS_WEIGHTS
+    if large and num_rows <= _MAX_TILE_OF_ROWS:
+        return _large_config(num_outputs, gated=gated)
     many_rows = num_rows > 32
     if gated and num_outputs >= _WIDE:
         if many_rows:
@@ -94,6 +110,20 @@ def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
     return RowsConfig(
         strip=32, span=span, splits=splits, num_stages=5 if 5 * tile_bytes <= _SHARED_BYTES else 3
     )
+
+
+def _large_config(num_outputs: int, *, gated: bool) -> RowsConfig:
+    """Settings for up to 16 rows by large weights. Where strips are about as many as multiprocessors, a program takes all of
+    one's memory: of smaller ones two land on a multiprocessor that the kernel before has left, and another has none (128 on 67,
+    o in 12.8 us instead of 10.7).
+    """
+    if gated:
+        return RowsConfig(strip=32, span=256, splits=1, num_stages=3, ahead=128, rotate=True)
+    if num_outputs >= _MANY_OUTPUTS:
+        return RowsConfig(strip=64, span=256, splits=1, num_stages=3, rotate=True)
+    if num_outputs <= 32 * _MULTIPROCESSORS:
+        return RowsConfig(strip=32, span=512, splits=1, shares=4)
+    return RowsConfig(strip=16, span=256, splits=1, shares=4)
 
 
 @dataclass(frozen=True, kw_only=True)
