@@ -30,8 +30,8 @@ class _NotedEmbedding(TorchDispatchMode):
         self._launched = launched
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Does the operation, and notes it if it is the embedding."""
-        if func is torch.ops.aten.embedding.default:
+        """Does the operation, and notes it if it is the embedding, which for few tokens is an indexing."""
+        if func in (torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor):
             self._launched.append("embedding")
         return func(*args, **(kwargs or {}))
 
