@@ -114,6 +114,8 @@ def test_unfit_shapes_of_few_rows_are_refused() -> None:
         linear_rows(x, weight)
     with pytest.raises(ValueError, match="contiguous"):
         linear_rows(x, random(32, 4, dtype=torch.float32).T)
+    with pytest.raises(ValueError, match="gated"):
+        linear_rows(x, random(4, 32, dtype=torch.float32), out=x.new_zeros(2, 2), gated=True, add=True)
 
 
 def test_unfit_shapes_are_refused() -> None:

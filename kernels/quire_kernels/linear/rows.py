@@ -35,6 +35,21 @@ def _with_outputs_last(weights):
 
 
 @triton.jit
+def _sum_of_shares(shares):
+    """By halves of what a thread holds after one exchange: `tl.sum` goes through shared memory once for every register."""
+    SHARES: tl.constexpr = shares.shape[0]
+    ROWS: tl.constexpr = shares.shape[1]
+    STRIP: tl.constexpr = shares.shape[2]
+    total = tl.permute(shares, (1, 2, 0))
+    for halving in tl.static_range(1, 5):
+        if SHARES >> halving > 1:
+            first, second = tl.split(tl.reshape(total, (ROWS, STRIP, SHARES >> halving, 2)))
+            total = first + second
+    first, second = tl.split(total)
+    return first + second
+
+
+@triton.jit
 def _linear_rows_kernel(
     x,  # [num_rows, K]
     weight,  # [N, K], or [2 N, K] with the gates first
@@ -96,6 +111,11 @@ def _linear_rows_kernel(
         start_of_output = start_of_output[None, :, None]
         total = tl.zeros([SHARES, ROWS, STRIP], tl.float32)
     total_up = total
+    target = row[:, None] * num_outputs + output[None, :]
+    mask = live & in_strip[None, :]
+    if ADD:
+        # Asked for with the first inputs; whoever writes there has waited for the first split.
+        addend = tl.load(out + target, mask=mask & (tl.program_id(1) == 0), other=0.0).to(tl.float32)
     for start in range(first, end, SPAN):
         if ROTATE:
             turned = start + turn
@@ -116,11 +136,11 @@ def _linear_rows_kernel(
                 ups = tl.load(start_of_output + up_after_gate + column, mask=column < K, other=0.0)
             total_up = tl.dot(inputs, _with_outputs_last(ups), acc=total_up, input_precision=PRECISION)
     if SHARES > 1:
-        total = tl.sum(total, axis=0)
-        total_up = tl.sum(total_up, axis=0)
-
-    target = row[:, None] * num_outputs + output[None, :]
-    mask = live & in_strip[None, :]
+        total = _sum_of_shares(total)
+        if GATED:
+            total_up = _sum_of_shares(total_up)
+    if ADD:
+        total += addend
     if SPLITS > 1:
         part_size = ROWS * num_outputs * (2 if GATED else 1)
         mine = parts + tl.program_id(1) * part_size + target
@@ -146,8 +166,6 @@ def _linear_rows_kernel(
         if HAS_BIAS:
             total_up += tl.load(bias + num_outputs + output, mask=in_strip, other=0.0).to(tl.float32)[None, :]
         total = total * tl.sigmoid(total) * total_up
-    if ADD:
-        total += tl.load(out + target, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + target, total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -165,13 +183,16 @@ def linear_rows(
 
     ``gated`` takes the first half of the outputs as gate of the second (``silu(gate) * up``); ``add`` adds to what
     ``out`` holds. Products on one device must not run at the same time: they share the counters by which the last part
-    of a strip knows itself. Raises ``ValueError`` on unfit shapes or strides.
+    of a strip knows itself. Raises ``ValueError`` on unfit shapes or strides, and
+    on a gated sum.
     """
     num_rows, num_inputs = x.shape
     if num_inputs != weight.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
     if x.stride(1) != 1 or weight.stride(1) != 1 or (out is not None and not out.is_contiguous()):
         raise ValueError("the rows of x and weight, and out, must be contiguous")
+    if gated and add:
+        raise ValueError("a gated product cannot be added to what out holds")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     config = config or rows_config(num_rows, num_outputs, num_inputs, gated=gated)
     if out is None:
