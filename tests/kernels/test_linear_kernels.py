@@ -356,6 +356,7 @@ def test_rows_of_a_tile_are_copied_in_boxes_of_powers_of_two(num_rows: int, boxe
         (64, 4104, 1024, True, False),
         # Large ones: all up to 16 rows, from 33 on those into and out of a wide feed-forward block.
         *((num_rows, 128256, 4096, False, num_rows <= 16) for num_rows in (2, 16, 17, 64)),
+        (16, 65536, 1024, False, False),
         *((num_rows, 6144, 4096, False, num_rows <= 16) for num_rows in (2, 16, 17, 64)),
         (33, 12288, 4096, True, True),
         (33, 12280, 4096, True, False),

@@ -17,12 +17,13 @@ class GemvConfig:
 
 
 _MANY_OUTPUTS = 65536  # the logits of a large vocabulary
+_FEW_INPUTS = 2048
 
 
 def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig:
     """Settings for a product of so many outputs and inputs; `gated` ones read twice the weights per output."""
     if gated:
-        if num_inputs < 2048:
+        if num_inputs < _FEW_INPUTS:
             return GemvConfig(rows=2, span=512, num_warps=2)
         return GemvConfig(rows=1, span=1024, num_warps=8)
     if num_outputs >= _MANY_OUTPUTS:
@@ -46,8 +47,8 @@ _WIDE = 12288
 gain 4 % by them at 64 rows, while those around attention are as fast by the library."""
 
 _MAX_TILE_OF_ROWS = 16
-"""Rows that a tensor core takes at once. Up to so many all products are ours: a layer of the 8B shape takes 115 us instead of
-125, and with attention over 16 x 8192 tokens around them 240 instead of 254, as launches overlap on all its sides."""
+"""Rows that a tensor core takes at once. Up to so many all large weights are ours, but for logits of few inputs: a layer of
+the 8B shape takes 115 us instead of 125, and with attention over 16 x 8192 tokens 240 instead of 254: all launches overlap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +73,10 @@ def suits_few_rows(num_rows: int, num_outputs: int, num_inputs: int, *, gated: b
     """Whether a product of 2 rows or more is faster here than in the library; `gated` ones have twice the weights."""
     if num_rows > _MAX_FEW_ROWS:
         return False
-    if (
-        num_rows <= _MAX_TILE_OF_ROWS
-        or num_outputs * num_inputs * (2 if gated else 1) <= _MAX_FEW_ROWS_WEIGHTS
-    ):
+    if num_outputs * num_inputs * (2 if gated else 1) <= _MAX_FEW_ROWS_WEIGHTS:
         return True
+    if num_rows <= _MAX_TILE_OF_ROWS:
+        return num_outputs < _MANY_OUTPUTS or num_inputs >= _FEW_INPUTS
     if num_rows <= 32:
         # Right, but no faster: gate and up of an 8B layer take 66 us, and 61 to 64 by the library.
         return False
