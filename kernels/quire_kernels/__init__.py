@@ -20,6 +20,7 @@ from quire_kernels.dispatch import (
     pack_linear_weight,
     paged_attention,
     prepare_step,
+    project_heads,
     rms_norm,
     rotary_decode_attention,
     rotary_embedding,
@@ -29,6 +30,7 @@ from quire_kernels.dispatch import (
     silu_and_mul,
     token_logprobs,
 )
+from quire_kernels.rotary.places import HeadPlaces
 from quire_kernels.sampling.bias import BiasTable, TokenBias
 from quire_kernels.sampling.occurrence import OccurrenceTable
 from quire_kernels.sampling.params import NO_TOKEN_LEFT, Penalties, SamplingTensors
@@ -37,6 +39,7 @@ from quire_kernels.slots.state import SlotState, StepRows, StepTensors, allocate
 __all__ = [
     "NO_TOKEN_LEFT",
     "BiasTable",
+    "HeadPlaces",
     "OccurrenceTable",
     "Penalties",
     "PrefillSchedule",
@@ -61,6 +64,7 @@ __all__ = [
     "pack_linear_weight",
     "paged_attention",
     "prepare_step",
+    "project_heads",
     "rms_norm",
     "rotary_decode_attention",
     "rotary_embedding",

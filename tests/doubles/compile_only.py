@@ -17,7 +17,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is defined
 
 import numpy as np
 import torch
-from quire_kernels import dispatch, overlap
+from quire_kernels import HeadPlaces, dispatch, overlap
 from quire_kernels.activation import silu_and_mul
 from quire_kernels.attention import decode, paged, prefill, prefill_hopper
 from quire_kernels.dispatch import between, device
@@ -176,6 +176,21 @@ def _take_steps(cache_dtype: torch.dtype) -> None:
         x, weight = (torch.zeros((rows, 2048), dtype=torch.bfloat16) for rows in (num_rows, 6144))
         dispatch.gated_linear(x, weight)
         dispatch.linear(x, weight)
+        _project_heads(x, weight, cache_dtype)
+
+
+def _project_heads(x: torch.Tensor, weight: torch.Tensor, cache_dtype: torch.dtype) -> None:
+    """As a model without norms of heads does."""
+    places = torch.zeros(len(x), dtype=torch.int64)
+    k_cache, v_cache = torch.zeros((2, 4, 16, 8, 128)).to(cache_dtype)
+    dispatch.project_heads(
+        x,
+        weight,
+        None,
+        HeadPlaces(
+            cos_sin=small_rotary(), positions=places, k_cache=k_cache, v_cache=v_cache, slot_mapping=places
+        ),
+    )
 
 
 def _change_slots(batch: DeviceBatch, step: DeviceStep) -> None:

@@ -16,8 +16,11 @@ from quire_kernels.linear.tiling import (
     ManyRowsConfig,
     cut_tiles,
     many_rows_config,
+    suits_heads,
     suits_many_rows,
 )
+from quire_kernels.rotary.places import HeadPlaces
+from quire_kernels.rotary.reference import rotary_embedding_and_cache
 
 many_rows = pytest.importorskip("quire_kernels.linear.many_rows", exc_type=ImportError)
 
@@ -106,6 +109,129 @@ def test_graph_equals_eager_launches_bit_for_bit() -> None:
     for _ in range(3):
         graph.replay()
         assert all(map(torch.equal, eager, captured))
+
+
+def head_places(
+    num_rows: int, num_kv_heads: int, dtype: torch.dtype = torch.bfloat16, device: str = "cuda"
+) -> HeadPlaces:
+    """Tokens in any order of positions and slots, and caches that hold no number yet."""
+    shape = (2, num_rows // 16 + 2, 16, num_kv_heads, 128)
+    caches = torch.full(shape, float("nan"), dtype=dtype, device=device)
+    return HeadPlaces(
+        cos_sin=torch.randn(num_rows, 128, device=device),
+        positions=torch.randperm(num_rows, device=device),
+        k_cache=caches[0],
+        v_cache=caches[1],
+        slot_mapping=torch.randperm(num_rows, device=device) + 16,
+    )
+
+
+def rotate_after(product: Tensor, places: HeadPlaces) -> tuple[Tensor, Tensor, Tensor]:
+    """What the reference makes of a product: its queries, and the caches."""
+    num_kv_heads = places.k_cache.shape[2]
+    q, k, v = product.view(len(product), -1, 128).split(
+        (product.shape[1] // 128 - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1
+    )
+    caches = [torch.full_like(places.k_cache, float("nan")) for _ in range(2)]
+    rotated = rotary_embedding_and_cache(
+        q, k, v, places.cos_sin, places.positions, *caches, places.slot_mapping
+    )
+    return rotated.flatten(1), caches[0], caches[1]
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("num_rows", "num_heads", "num_kv_heads", "num_inputs"),
+    [(1, 2, 1, 64), (63, 5, 1, 320), (513, 32, 8, 512), (777, 28, 4, 3584), (4099, 16, 8, 1024)],
+)
+def test_heads_leave_rotated_and_cached(
+    num_rows: int, num_heads: int, num_kv_heads: int, num_inputs: int, dtype: torch.dtype
+) -> None:
+    num_heads += num_heads % 2
+    x = random(num_rows, num_inputs, dtype=dtype)
+    weight = random((num_heads + 2 * num_kv_heads) * 128, num_inputs, dtype=dtype) / num_inputs**0.5
+    for config in CONFIGS:
+        places = head_places(num_rows, num_kv_heads, dtype)
+        queries = many_rows.linear_many_rows_heads(x, weight, places, config)
+        # The product as it would have been stored: rotation alone is compared, and to the last place but one.
+        product = many_rows.linear_many_rows(x, weight, config=config)
+        expected = rotate_after(product, places)
+        for actual, truth in zip((queries, places.k_cache, places.v_cache), expected, strict=True):
+            assert torch.equal(actual.isnan(), truth.isnan())
+            assert_close(actual.nan_to_num(), truth.nan_to_num())
+            assert torch.allclose(actual.float(), truth.float(), rtol=0.01, atol=0.01, equal_nan=True)
+        assert torch.equal(places.v_cache.nan_to_num(), expected[2].nan_to_num())
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_projection_chooses_the_kernel_that_rotates_and_graphs_equal_it() -> None:
+    x, weight = random(4096, 2048), random(6144, 2048) / 45
+    places = head_places(4096, 8)
+    eager = dispatch.project_heads(x, weight, None, places)
+    assert eager.shape == (4096, 4096)
+    held = places.k_cache.clone(), places.v_cache.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = dispatch.project_heads(x, weight, None, places)
+    for _ in range(3):
+        captured.fill_(float("nan"))
+        places.k_cache.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(captured, eager)
+        assert torch.equal(places.k_cache.nan_to_num(), held[0].nan_to_num())
+        assert torch.equal(places.v_cache.nan_to_num(), held[1].nan_to_num())
+    assert dispatch.project_heads(x[:64], weight, None, head_places(64, 8)).shape == (64, 6144)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cos_sin": torch.zeros(8, 64)}, "cos_sin"),
+        ({"cos_sin": torch.zeros(8, 256)[:, ::2]}, "cos_sin"),
+        ({"positions": torch.zeros(7, dtype=torch.int64)}, "7 positions"),
+        ({"k_cache": torch.zeros(2, 16, 8, 128).to(torch.float8_e4m3fn)}, "k_cache is of"),
+        ({"v_cache": torch.zeros(2, 16, 8, 64, dtype=torch.bfloat16)}, "v_cache is of"),
+        ({"v_cache": torch.zeros(2, 16, 8, 132, dtype=torch.bfloat16)[..., :128]}, "v_cache has strides"),
+        ({"v_cache": torch.zeros(3, 16, 8, 128, dtype=torch.bfloat16)}, "must be alike"),
+    ],
+)
+def test_heads_of_another_shape_or_type_are_left_to_two_kernels(
+    changes: dict[str, Tensor], reason: str
+) -> None:
+    x, weight = (torch.zeros(size, 64, dtype=torch.bfloat16) for size in (8, 6144))
+    places = head_places(8, 8, device="cpu")
+    assert many_rows.misfit_of_heads(x, weight, places) is None
+    unfit = replace(places, **changes)
+    assert reason in many_rows.misfit_of_heads(x, weight, unfit)
+    assert not many_rows.suits_heads(x, weight, unfit)
+    with pytest.raises(ValueError, match=reason):
+        many_rows.linear_many_rows_heads(x, weight, unfit)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_outputs", "num_inputs", "expected"),
+    [
+        (2047, 6144, 4096, False),
+        (2048, 6144, 4096, True),
+        (8192, 6144, 2048, True),
+        (8192, 6144, 1024, False),
+        (8192, 4096, 4096, False),
+    ],
+)
+def test_only_products_of_heads_that_were_faster_are_taken(
+    num_rows: int, num_outputs: int, num_inputs: int, expected: bool
+) -> None:
+    assert suits_heads(num_rows, num_outputs, num_inputs) is expected
+
+
+def test_heads_of_a_weight_must_come_in_pairs() -> None:
+    x, places = torch.zeros(8, 64, dtype=torch.bfloat16), head_places(8, 8, device="cpu")
+    for num_outputs in (6144 + 128, 2048):
+        weight = torch.zeros(num_outputs, 64, dtype=torch.bfloat16)
+        assert "in pairs" in (many_rows.misfit_of_heads(x, weight, places) or "")
 
 
 @pytest.mark.gpu

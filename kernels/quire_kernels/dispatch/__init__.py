@@ -14,7 +14,13 @@ from quire_kernels.dispatch.between import between_attentions
 from quire_kernels.dispatch.blocks import copy_blocks
 from quire_kernels.dispatch.device import attention_implementation
 from quire_kernels.dispatch.norm import fused_add_rms_norm, rms_norm
-from quire_kernels.dispatch.projection import gated_linear, linear, linear_add_, pack_linear_weight
+from quire_kernels.dispatch.projection import (
+    gated_linear,
+    linear,
+    linear_add_,
+    pack_linear_weight,
+    project_heads,
+)
 from quire_kernels.dispatch.rotary import rotary_embedding, rotary_embedding_and_cache
 from quire_kernels.dispatch.sampling import apply_token_bitmask, likeliest_tokens, sample, token_logprobs
 from quire_kernels.dispatch.slots import (
@@ -42,6 +48,7 @@ __all__ = [
     "pack_linear_weight",
     "paged_attention",
     "prepare_step",
+    "project_heads",
     "rms_norm",
     "rotary_decode_attention",
     "rotary_embedding",

@@ -6,6 +6,7 @@ from quire_kernels.dispatch import device
 from quire_kernels.dispatch.projection import add_norm_project_
 from quire_kernels.gpu import gluon_module, num_multiprocessors
 from quire_kernels.linear.tuning import BetweenConfig, between_config
+from quire_kernels.rotary.places import HeadPlaces
 
 
 def between_attentions(
@@ -23,8 +24,10 @@ def between_attentions(
     qkv: Tensor,
     qkv_bias: Tensor | None,
     eps: float,
+    places: HeadPlaces | None = None,
 ) -> Tensor:
-    """From what a layer attended to, to the next layer's queries, keys and values; ``residual`` goes on in place.
+    """From what a layer attended to, to the next layer's queries, keys and values; ``residual`` goes on in place. What
+    ``places``, those of the next layer, do is said of `project_heads`.
 
     One launch for few rows of a small model on Hopper, which rounds as the operations one by one do. Calls on one device
     must not run at the same time: the programs of a launch wait for each other, and launches share counters.
@@ -65,6 +68,7 @@ def between_attentions(
         eps=eps,
         next_weight=qkv,
         next_bias=qkv_bias,
+        places=places,
     )
 
 

@@ -18,6 +18,7 @@ from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.linear.by_table import multiply_by_table
 from quire_kernels.linear.tiling import MANY_ROWS
 from quire_kernels.linear.tuning import suits_few_rows, suits_row_factors, suits_tiles
+from quire_kernels.rotary.places import HeadPlaces
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -70,8 +71,10 @@ def add_norm_project_(
     next_weight: Tensor,
     next_bias: Tensor | None,
     gated: bool = False,
+    places: HeadPlaces | None = None,
 ) -> Tensor:
-    """Add the projection of ``x`` to ``residual`` in place, and project the norm of the sum, to gate and up if ``gated``.
+    """Add the projection of ``x`` to ``residual`` in place, and project the norm of the sum, to gate and up if ``gated``, else
+    as `project_heads` does.
 
     Where both products are of ours and of bfloat16, the norm is no launch of its own: the first leaves the rows scaled by
     its weight, and the second multiplies what it makes of them by a factor for each row.
@@ -82,7 +85,18 @@ def add_norm_project_(
         return second(scaled, next_weight, next_bias, gated=gated, squares=squares, eps=eps)
     linear_add_(residual, x, weight, bias)
     normed = rms_norm(residual, norm_weight, eps)
-    return gated_linear(normed, next_weight, next_bias) if gated else linear(normed, next_weight, next_bias)
+    if gated:
+        return gated_linear(normed, next_weight, next_bias)
+    return project_heads(normed, next_weight, next_bias, places)
+
+
+def project_heads(x: Tensor, weight: Tensor, bias: Tensor | None, places: HeadPlaces | None) -> Tensor:
+    """Project to queries, keys and values, side by side. Where ``places`` says how they are rotated and where keys and values
+    go, and a kernel does so as it leaves the product, they are done with: what returns then is the queries alone.
+    """
+    if places and bias is None and (many := _many_rows_kernel(x)) and many.suits_heads(x, weight, places):
+        return many.linear_many_rows_heads(x, weight, places)
+    return linear(x, weight, bias)
 
 
 def pack_linear_weight(weight: Tensor) -> Tensor:
@@ -141,12 +155,15 @@ def _many_rows_product(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool = False
 ) -> Callable[..., Tensor] | None:
     """The kernel for many rows of 16-bit data on Hopper; None where the library is as fast."""
-    if bias is not None or x.shape[0] < MANY_ROWS or x.element_size() != 2:
-        return None
-    if not device.runs_triton(x) or not device.is_hopper(x.device):
-        return None
-    many = gluon_module("quire_kernels.linear.many_rows")
+    many = _many_rows_kernel(x) if bias is None else None
     return many.linear_many_rows if many and many.suits(x, weight, gated=gated) else None
+
+
+def _many_rows_kernel(x: Tensor) -> Any:
+    """Its module, where rows are as many and the GPU is one that it is for."""
+    if x.shape[0] < MANY_ROWS or x.element_size() != 2 or not device.runs_triton(x):
+        return None
+    return gluon_module("quire_kernels.linear.many_rows") if device.is_hopper(x.device) else None
 
 
 def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> None:

@@ -12,6 +12,8 @@ Knows Hopper alone and 16-bit tensors (`can_multiply`). Gluon is an experiment o
 be ready for an ImportError or AttributeError.
 """
 
+# pyright: reportAssignmentType=false
+
 from functools import cache
 
 import torch
@@ -29,7 +31,15 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire_kernels.gpu import num_multiprocessors
+from quire_kernels.linear import tiling
 from quire_kernels.linear.boxes import misfit_of_boxes
+from quire_kernels.linear.head_rotation import (
+    HEAD_DIM,
+    allocate_runs,
+    find_rows,
+    leave_heads,
+    split_runs,
+)
 from quire_kernels.linear.tiling import (
     GROUP_ROWS,
     STEP_INPUTS,
@@ -40,6 +50,7 @@ from quire_kernels.linear.tiling import (
     suits_many_rows,
 )
 from quire_kernels.overlap import launch_options, overlaps_launches
+from quire_kernels.rotary.places import HeadPlaces
 
 _OUT_COLUMNS = TILE_WEIGHTS // 2
 _ROWS = gl.constexpr(GROUP_ROWS)
@@ -127,14 +138,13 @@ def _feed(
 
 @gluon.jit
 def _multiply(
-    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes,
-    GROUP: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, ADD: gl.constexpr,
+    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
+    GROUP: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, ADD: gl.constexpr, HEADS: gl.constexpr,
     BAND: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: multiplies its 64 rows of every tile; the first one also feeds all."""
     x_ring, weight_ring, full, empty = rings
     num_rows, num_strips, num_outputs, num_steps, num_whole, num_items, pieces = sizes
-    staged = out_ring.index(GROUP)
     following = (gl.program_id(0), 0, 0, 0, 0)
     if GROUP == 0:
         tile, _piece, first, end = _extent_of_item(gl.program_id(0), num_whole, pieces, num_steps)
@@ -170,6 +180,10 @@ def _multiply(
             if stage == STAGES:
                 stage = 0
                 phase ^= 1
+        if HEADS[0] > 0:
+            found = find_rows(places, row, num_rows, _ROWS)
+        else:
+            found = ()
         total = warpgroup_mma_wait(0, deps=[total])
         before = gl.where(stage == 0, STAGES - 1, stage - 1)
         mbarrier.arrive(empty.index(before), count=1)
@@ -178,9 +192,12 @@ def _multiply(
                 boxes, rings, sizes, following, before, gl.where(stage == 0, phase ^ 1, phase),
                 True, GROUPS, GATED, BAND,
             )  # fmt: skip
-        left, right = _halves(total)
+        if HEADS[0] > 0:
+            left, right = split_runs(total)
+        else:
+            left, right = _halves(total)
         if item < num_whole:
-            _finish(out_boxes, staged, left, right, row, strip, GATED)
+            _finish(out_boxes, out_ring, out, places, found, left, right, row, strip, GROUP, GATED, HEADS)
         else:
             place = (tile - num_whole) * GROUPS + GROUP
             first_part = parts + place.to(gl.int64) * pieces * (_ROWS * _WEIGHTS)
@@ -193,7 +210,9 @@ def _multiply(
                 gl.store(arrivals + place, 0)  # for the next product
                 all_left = _merge_parts(first_part, pieces)
                 all_right = _merge_parts(first_part + _ROWS * _COLUMNS, pieces)
-                _finish(out_boxes, staged, all_left, all_right, row, strip, GATED)
+                _finish(
+                    out_boxes, out_ring, out, places, found, all_left, all_right, row, strip, GROUP, GATED, HEADS
+                )  # fmt: skip
     tma.store_wait(0)
 
 
@@ -277,11 +296,17 @@ def _gate(gate, up, dtype: gl.constexpr):
 
 
 @gluon.jit
-def _finish(out_boxes, staged, left, right, row, strip, GATED: gl.constexpr):
+def _finish(
+    out_boxes, out_ring, out, places, found, left, right, row, strip,
+    GROUP: gl.constexpr, GATED: gl.constexpr, HEADS: gl.constexpr,
+):  # fmt: skip
     """Store what the halves of a product come to."""
-    if GATED:
-        _leave(out_boxes, staged, _gate(left, right, out_boxes.dtype), row, strip * _COLUMNS)
+    if HEADS[0] > 0:
+        leave_heads(out_ring, out, places, left, right, found, strip, GROUP, HEADS[0], HEADS[1], HEADS[2])
+    elif GATED:
+        _leave(out_boxes, out_ring.index(GROUP), _gate(left, right, out_boxes.dtype), row, strip * _COLUMNS)
     else:
+        staged = out_ring.index(GROUP)
         _leave(out_boxes, staged, left.to(out_boxes.dtype), row, strip * _WEIGHTS)
         _leave(out_boxes, staged, right.to(out_boxes.dtype), row, strip * _WEIGHTS + _COLUMNS)
 
@@ -316,6 +341,17 @@ def _linear_many_rows_kernel(
     out,
     parts,  # [tiles in pieces, GROUPS, pieces, 64, 256] float32
     arrivals,  # [tiles in pieces, GROUPS], zero before and after
+    cos_sin,  # of heads, as are all until the strides: [positions, 128] float32
+    positions,  # [T]
+    slot_mapping,  # [T]
+    k_cache,
+    v_cache,
+    k_block_stride,
+    k_slot_stride,
+    k_head_stride,
+    v_block_stride,
+    v_slot_stride,
+    v_head_stride,
     num_rows,
     num_strips,
     num_columns,  # of 128 outputs each
@@ -326,6 +362,9 @@ def _linear_many_rows_kernel(
     GROUPS: gl.constexpr,  # warpgroups
     GATED: gl.constexpr,
     ADD: gl.constexpr,
+    NUM_HEADS: gl.constexpr,  # 0: the product is not one of heads
+    NUM_KV_HEADS: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr,
     BAND: gl.constexpr,
     STAGES: gl.constexpr,
     OVERLAP: gl.constexpr,
@@ -336,7 +375,10 @@ def _linear_many_rows_kernel(
     dtype: gl.constexpr = x_boxes.dtype
     x_ring = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, _ROWS, _STEP], x_boxes.layout)
     weight_ring = gl.allocate_shared_memory(dtype, [STAGES, _WEIGHTS, _STEP], weight_boxes.layout)
-    out_ring = gl.allocate_shared_memory(dtype, [GROUPS, _ROWS, _COLUMNS], out_boxes.layout)
+    if NUM_HEADS > 0:
+        out_ring = allocate_runs(dtype, GROUPS, _ROWS)
+    else:
+        out_ring = gl.allocate_shared_memory(dtype, [GROUPS, _ROWS, _COLUMNS], out_boxes.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
@@ -346,17 +388,28 @@ def _linear_many_rows_kernel(
     boxes = (x_boxes, weight_boxes)
     rings = (x_ring, weight_ring, full, empty)
     sizes = (num_rows, num_strips, num_columns * _COLUMNS, num_steps, num_whole, num_items, pieces)
+    HEADS: gl.constexpr = (NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE)
+    if NUM_HEADS > 0:
+        places = (
+            cos_sin, positions, slot_mapping, k_cache, v_cache, k_block_stride, k_slot_stride, k_head_stride,
+            v_block_stride, v_slot_stride, v_head_stride,
+        )  # fmt: skip
+    else:
+        places = ()
     if GROUPS == 3:
         gl.warp_specialize(
             [
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 0, GROUPS, GATED, ADD, BAND, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 0, GROUPS, GATED, ADD, HEADS, BAND,
+                    STAGES,
                 )),
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 1, GROUPS, GATED, ADD, BAND, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 1, GROUPS, GATED, ADD, HEADS, BAND,
+                    STAGES,
                 )),
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 2, GROUPS, GATED, ADD, BAND, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 2, GROUPS, GATED, ADD, HEADS, BAND,
+                    STAGES,
                 )),
             ],
             [4, 4],
@@ -366,10 +419,12 @@ def _linear_many_rows_kernel(
         gl.warp_specialize(
             [
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 0, GROUPS, GATED, ADD, BAND, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 0, GROUPS, GATED, ADD, HEADS, BAND,
+                    STAGES,
                 )),
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, sizes, 1, GROUPS, GATED, ADD, BAND, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 1, GROUPS, GATED, ADD, HEADS, BAND,
+                    STAGES,
                 )),
             ],
             [4],
@@ -435,6 +490,70 @@ def linear_many_rows(
         out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     if num_rows == 0:
         return out
+    _launch(x, weight, out, gated=gated, add=add, heads=None, config=config)
+    return out
+
+
+def suits_heads(x: Tensor, weight: Tensor, places: HeadPlaces) -> bool:
+    """Whether `linear_many_rows_heads` takes these tensors, and is faster than two kernels."""
+    return tiling.suits_heads(x.shape[0], *weight.shape) and misfit_of_heads(x, weight, places) is None
+
+
+def linear_many_rows_heads(
+    x: Tensor, weight: Tensor, places: HeadPlaces, config: ManyRowsConfig | None = None
+) -> Tensor:
+    """Return the queries ``[T, Hq D]`` of the product of ``x [T, K]`` and ``weight [(Hq + 2 Hkv) D, K]``, rotated, and write its
+    keys and values into the caches, as `rotary.reference.rotary_embedding_and_cache` does with the product as it would have
+    been stored.
+
+    See `linear_many_rows` for what must not run at the same time. Raises ``ValueError`` on tensors that the kernel cannot take.
+    """
+    if reason := misfit_of_heads(x, weight, places):
+        raise ValueError(reason)
+    kv_size = places.k_cache.shape[2] * HEAD_DIM
+    out = torch.empty((x.shape[0], weight.shape[0] - 2 * kv_size), dtype=x.dtype, device=x.device)
+    if x.shape[0] > 0:
+        _launch(x, weight, out, gated=False, add=False, heads=places, config=config)
+    return out
+
+
+def misfit_of_heads(x: Tensor, weight: Tensor, places: HeadPlaces) -> str | None:
+    """Why the kernel does not take these tensors for heads, or None."""
+    if reason := _misfit(x, weight, gated=False):
+        return reason
+    caches = (places.k_cache, places.v_cache)
+    for name, held in zip(("k_cache", "v_cache"), caches, strict=True):
+        if held.dtype is not x.dtype or held.shape[3] != HEAD_DIM or held.stride(3) != 1:
+            return f"{name} is of {held.dtype} and {tuple(held.shape)}; it must be of {x.dtype}, with heads of {HEAD_DIM}"
+        if held.data_ptr() % 16 or any(stride % 8 for stride in held.stride()[:3]):
+            return f"{name} has strides {held.stride()}; heads must begin at multiples of 16 bytes"
+    if places.k_cache.shape != places.v_cache.shape:
+        return f"the caches have shapes {tuple(places.k_cache.shape)} and {tuple(places.v_cache.shape)}; they must be alike"
+    if weight.shape[0] % TILE_WEIGHTS or weight.shape[0] <= 2 * places.k_cache.shape[2] * HEAD_DIM:
+        return f"weight has {weight.shape[0]} outputs; they must be heads of {HEAD_DIM} in pairs, more than the caches have"
+    if (
+        places.cos_sin.dtype != torch.float32
+        or places.cos_sin.shape[1] != HEAD_DIM
+        or not places.cos_sin.is_contiguous()
+    ):
+        return f"cos_sin is {places.cos_sin.dtype} {tuple(places.cos_sin.shape)}; it must be float32, [positions, {HEAD_DIM}]"
+    if not places.positions.shape == places.slot_mapping.shape == x.shape[:1]:
+        return f"there are {len(places.positions)} positions and {len(places.slot_mapping)} slots for {len(x)} rows"
+    return None
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    gated: bool,
+    add: bool,
+    heads: HeadPlaces | None,
+    config: ManyRowsConfig | None,
+) -> None:
+    num_rows, num_inputs = x.shape
+    num_outputs = weight.shape[0] // (2 if gated else 1)
     num_programs = num_multiprocessors(x.device)
     config = config or many_rows_config(num_rows)
     tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, num_programs, gated=gated)
@@ -448,6 +567,7 @@ def linear_many_rows(
         out,
         parts,
         _arrivals(x.device),
+        *_tell(heads, out),
         num_rows,
         tiling.num_strips,
         num_outputs // _OUT_COLUMNS,
@@ -458,13 +578,30 @@ def linear_many_rows(
         GROUPS=config.groups,
         GATED=gated,
         ADD=add,
+        NUM_HEADS=0 if heads is None else out.shape[1] // HEAD_DIM,
+        NUM_KV_HEADS=0 if heads is None else heads.k_cache.shape[2],
+        BLOCK_SIZE=0 if heads is None else heads.k_cache.shape[1],
         BAND=config.band,
         STAGES=config.num_stages,
         OVERLAP=overlap,
         num_warps=4,
         **launch_options(overlap),
     )
-    return out
+
+
+def _tell(heads: HeadPlaces | None, out: Tensor) -> tuple[Tensor | int, ...]:
+    """What the kernel reads of places; of none what keeps its signature."""
+    if heads is None:
+        return (out,) * 5 + (0,) * 6
+    return (
+        heads.cos_sin,
+        heads.positions,
+        heads.slot_mapping,
+        heads.k_cache,
+        heads.v_cache,
+        *heads.k_cache.stride()[:3],
+        *heads.v_cache.stride()[:3],
+    )
 
 
 @cache

@@ -10,12 +10,14 @@ from dataclasses import replace
 
 import torch
 from quire_kernels import (
+    HeadPlaces,
     PrefillSchedule,
     between_attentions,
     gated_linear,
     linear,
     linear_add_,
     paged_attention,
+    project_heads,
     rms_norm,
     rotary_decode_attention,
     rotary_embedding_and_cache,
@@ -63,12 +65,13 @@ class Decoder:
         # An ordinary launch, which waits for all before it: what layers find in the tables and the cache is settled.
         residual = _embedded(inputs.token_ids, weights.embedding)
         layer = weights.layers[0]
-        qkv = linear(rms_norm(residual, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+        places = self._places(layer, inputs, kv_cache[0])
+        heads = project_heads(rms_norm(residual, layer.input_norm, eps), layer.qkv, layer.qkv_bias, places)
         narrow = suits_wanted_alone(inputs, weights)
         for index, following in enumerate(weights.layers[1 : -1 if narrow else None]):
             window = self._config.sliding_windows[index]
-            attended = self._attention(layer, qkv, inputs, kv_cache[index], window, schedules[window])
-            qkv = between_attentions(
+            attended = self._attention(layer, heads, inputs, kv_cache[index], window, schedules[window])
+            heads = between_attentions(
                 residual,
                 attended,
                 o=layer.o,
@@ -82,11 +85,12 @@ class Decoder:
                 qkv=following.qkv,
                 qkv_bias=following.qkv_bias,
                 eps=eps,
+                places=self._places(following, inputs, kv_cache[index + 1]),
             )
             layer = following
         index = len(weights.layers) - (2 if narrow else 1)
         window = self._config.sliding_windows[index]
-        attended = self._attention(layer, qkv, inputs, kv_cache[index], window, schedules[window])
+        attended = self._attention(layer, heads, inputs, kv_cache[index], window, schedules[window])
         if narrow:
             residual = self._after_attention(layer, residual, attended)
             layer = weights.layers[-1]
@@ -130,47 +134,48 @@ class Decoder:
             for window in windows
         }
 
+    def _places(self, layer: LayerWeights, inputs: StepInputs, kv: Tensor) -> HeadPlaces | None:
+        """Where the projection may leave a layer's heads rotated and cached: decode attention does that by itself."""
+        if inputs.max_query_len == 1 or layer.q_norm is not None or layer.k_norm is not None:
+            return None
+        return HeadPlaces(
+            cos_sin=self._rotary,
+            positions=inputs.positions,
+            k_cache=kv[0],
+            v_cache=kv[1],
+            slot_mapping=inputs.slot_mapping,
+        )
+
     def _attention(
         self,
         layer: LayerWeights,
-        qkv: Tensor,
+        heads: Tensor,
         inputs: StepInputs,
         kv: Tensor,
         window: int | None,
         schedule: PrefillSchedule | None,
     ) -> Tensor:
-        config = self._config
-        q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=1)
-        heads = (
-            q.view(-1, config.num_attention_heads, config.head_dim),
-            k.view(-1, config.num_key_value_heads, config.head_dim),
-            v.view(-1, config.num_key_value_heads, config.head_dim),
-        )
-        places = (self._rotary, inputs.positions, kv[0], kv[1], inputs.slot_mapping)
         tables = (inputs.block_tables, inputs.query_start_loc, inputs.seq_lens)
         if inputs.max_query_len == 1:
             attended = rotary_decode_attention(
-                *heads,
-                *places,
+                *self._split(heads),
+                self._rotary,
+                inputs.positions,
+                kv[0],
+                kv[1],
+                inputs.slot_mapping,
                 *tables,
                 q_norm_weight=layer.q_norm,
                 k_norm_weight=layer.k_norm,
-                eps=config.rms_norm_eps,
+                eps=self._config.rms_norm_eps,
                 scale=self._scale,
                 sliding_window=window,
                 max_seq_len=inputs.max_seq_len,
                 settled=True,
             )
-            return attended.reshape(-1, config.q_size)
-        rotated = rotary_embedding_and_cache(
-            *heads,
-            *places,
-            q_norm_weight=layer.q_norm,
-            k_norm_weight=layer.k_norm,
-            eps=config.rms_norm_eps,
-        )
+            return attended.reshape(-1, self._config.q_size)
         attended = paged_attention(
-            rotated,
+            self._rotate_and_cache(layer, heads, inputs, kv),
             kv[0],
             kv[1],
             *tables,
@@ -180,7 +185,34 @@ class Decoder:
             max_seq_len=inputs.max_seq_len,
             schedule=schedule,
         )
-        return attended.reshape(-1, config.q_size)
+        return attended.reshape(-1, self._config.q_size)
+
+    def _rotate_and_cache(self, layer: LayerWeights, heads: Tensor, inputs: StepInputs, kv: Tensor) -> Tensor:
+        """Return the rotated queries; nothing is left to do where the projection returned no more than these."""
+        config = self._config
+        if heads.shape[1] == config.q_size:
+            return heads.view(-1, config.num_attention_heads, config.head_dim)
+        return rotary_embedding_and_cache(
+            *self._split(heads),
+            self._rotary,
+            inputs.positions,
+            kv[0],
+            kv[1],
+            inputs.slot_mapping,
+            q_norm_weight=layer.q_norm,
+            k_norm_weight=layer.k_norm,
+            eps=config.rms_norm_eps,
+        )
+
+    def _split(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as ``[T, heads, head_dim]``."""
+        config = self._config
+        q, k, v = heads.split((config.q_size, config.kv_size, config.kv_size), dim=1)
+        return (
+            q.view(-1, config.num_attention_heads, config.head_dim),
+            k.view(-1, config.num_key_value_heads, config.head_dim),
+            v.view(-1, config.num_key_value_heads, config.head_dim),
+        )
 
 
 def _embedded(token_ids: Tensor, weight: Tensor) -> Tensor:
