@@ -70,13 +70,17 @@ def test_product_equals_reference(
 
 ROWS_CONFIGS = [
     RowsConfig(strip=16, span=32, splits=1),
-    RowsConfig(strip=16, span=32, splits=2),
+    RowsConfig(strip=16, span=64, splits=2, shares=4, num_stages=3, rotate=True),
     RowsConfig(strip=32, span=16, splits=4, num_stages=3),
-    RowsConfig(strip=16, span=64, splits=2, shares=4, num_stages=3),
-    RowsConfig(strip=16, span=32, splits=2, shares=2, num_warps=2, num_stages=3, rotate=True),
-    RowsConfig(strip=32, span=16, splits=1, ahead=64, rotate=True),
     None,
 ]
+if not ON_GPU:  # where each would have to be compiled for every shape
+    ROWS_CONFIGS += [
+        RowsConfig(strip=16, span=32, splits=2),
+        RowsConfig(strip=16, span=64, splits=1, shares=2, num_warps=2),
+        RowsConfig(strip=16, span=128, splits=1, shares=8, num_warps=8),
+        RowsConfig(strip=32, span=16, splits=1, ahead=64, rotate=True),
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -100,6 +104,36 @@ def test_product_of_few_rows_equals_reference(
         gated = linear_rows(x, weight, bias, gated=True, config=config)
         assert gated.shape == (num_rows, num_outputs // 2)
         assert_close(gated, reference.gated_linear(x, weight, bias))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [2, 9, 16])
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs", "kind"),
+    [
+        (4096, 4096, "add"),
+        (4096, 14336, "add"),
+        (6144, 4096, "plain"),
+        (14336, 4096, "gated"),
+        (128256, 4096, "plain"),
+    ],
+)
+def test_products_of_the_measured_width_equal_the_reference(
+    num_outputs: int, num_inputs: int, kind: str, num_rows: int
+) -> None:
+    gated, add = kind == "gated", kind == "add"
+    assert suits_few_rows(num_rows, num_outputs, num_inputs, gated=gated)
+    x = random(num_rows, num_inputs, dtype=torch.bfloat16)
+    weight = random(num_outputs * (2 if gated else 1), num_inputs, dtype=torch.bfloat16) * 0.02
+    residual = random(num_rows, num_outputs, dtype=torch.bfloat16)
+    expected = reference.gated_linear(x, weight) if gated else reference.linear(x, weight)
+    if add:
+        expected = reference.linear_add(residual, x, weight)
+    outs = [residual.clone() if add else torch.full_like(residual, float("nan")) for _ in range(2)]
+    for out in outs:
+        linear_rows(x, weight, out=out, gated=gated, add=add)
+        assert_close(out, expected)
+    assert torch.equal(*outs)
 
 
 def test_rows_of_a_wider_tensor_are_taken_where_they_lie() -> None:
@@ -351,19 +385,23 @@ def test_rows_of_a_tile_are_copied_in_boxes_of_powers_of_two(num_rows: int, boxe
         (64, 4096, 2048, False, True),
         (65, 4096, 2048, False, False),
         (65, 1024, 1024, True, False),
-        (17, 4104, 2048, False, False),
+        (2, 4104, 2048, False, False),
         (64, 4096, 1024, True, True),
         (64, 4104, 1024, True, False),
-        # Large ones: all up to 16 rows, from 33 on those into and out of a wide feed-forward block.
+        # Up to 16 rows, all of a model whose width is 4,096.
         *((num_rows, 128256, 4096, False, num_rows <= 16) for num_rows in (2, 16, 17, 64)),
-        (16, 65536, 1024, False, False),
         *((num_rows, 6144, 4096, False, num_rows <= 16) for num_rows in (2, 16, 17, 64)),
-        (33, 12288, 4096, True, True),
-        (33, 12280, 4096, True, False),
-        (33, 4096, 12288, False, True),
-        (33, 4096, 12272, False, False),
-        (33, 14336, 14336, False, False),
-        (33, 14336, 4096, False, False),
+        *((num_rows, 4096, 4096, False, num_rows <= 16) for num_rows in (2, 16, 17, 64)),
+        (16, 151936, 1024, False, False),
+        (16, 4608, 3584, False, False),
+        (16, 10240, 8192, False, False),
+        # Large ones, into and out of a wide feed-forward block.
+        (2, 12288, 3584, True, True),
+        (2, 12280, 3584, True, False),
+        (2, 3584, 12288, False, True),
+        (2, 3584, 12272, False, False),
+        (2, 14336, 14336, False, False),
+        (2, 14336, 3584, False, False),
         *((num_rows, 14336, 4096, True, num_rows not in (17, 32)) for num_rows in (16, 17, 32, 33, 64)),
         *((num_rows, 4096, 14336, False, num_rows not in (17, 32)) for num_rows in (16, 17, 32, 33, 64)),
         (24, 4096, 2048, False, True),
@@ -381,14 +419,14 @@ def test_only_products_of_few_rows_that_were_faster_are_taken(
         (4096, 4096, False, 32, 4),
         (4096, 14336, False, 32, 4),
         (4224, 4096, False, 32, 4),
-        (4256, 4096, False, 16, 4),
+        (4225, 4096, False, 16, 4),
         (6144, 4096, False, 16, 4),
         (65535, 4096, False, 16, 4),
         (65536, 4096, False, 64, 1),
         (14336, 4096, True, 32, 1),
     ],
 )
-def test_large_weights_are_cut_for_few_rows_where_that_was_faster(
+def test_weights_of_a_measured_width_are_cut_for_few_rows_as_was_fastest(
     num_outputs: int, num_inputs: int, gated: bool, strip: int, shares: int
 ) -> None:
     for num_rows in (2, 16):

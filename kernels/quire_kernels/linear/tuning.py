@@ -17,13 +17,12 @@ class GemvConfig:
 
 
 _MANY_OUTPUTS = 65536  # the logits of a large vocabulary
-_FEW_INPUTS = 2048
 
 
 def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig:
     """Settings for a product of so many outputs and inputs; `gated` ones read twice the weights per output."""
     if gated:
-        if num_inputs < _FEW_INPUTS:
+        if num_inputs < 2048:
             return GemvConfig(rows=2, span=512, num_warps=2)
         return GemvConfig(rows=1, span=1024, num_warps=8)
     if num_outputs >= _MANY_OUTPUTS:
@@ -43,12 +42,13 @@ ending, and steps of a 0.6B shape gained 13 to 20 % of their time."""
 _SHARED_BYTES = 200 << 10
 _MULTIPROCESSORS = 132  # of the GPU that settings were measured on
 _WIDE = 12288
-"""From 17 rows on, of larger weights only those into and out of a wide feed-forward block are ours: a 7B layer's products
-gain 4 % by them at 64 rows, while those around attention are as fast by the library."""
+"""Of other large weights only those into and out of a wide feed-forward block are ours: a 7B layer's products gain 2 to 5 % by
+them at 2, 16 and 64 rows, while those around attention are up to 6 % slower than the library's, by these settings."""
 
-_MAX_TILE_OF_ROWS = 16
-"""Rows that a tensor core takes at once. Up to so many all large weights are ours, but for logits of few inputs: a layer of
-the 8B shape takes 115 us instead of 125, and with attention over 16 x 8192 tokens 240 instead of 254: all launches overlap."""
+_MAX_ROWS_OF_WIDTH, _WIDTH = 16, 4096
+"""Up to as many rows as a tensor core takes at once, all products of a model of this width are ours: a layer of the 8B shape
+takes 115 us instead of 125, and with attention over 16 x 8192 tokens 240 instead of 254, since all launches overlap. Other
+widths were not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,9 @@ def suits_few_rows(num_rows: int, num_outputs: int, num_inputs: int, *, gated: b
         return False
     if num_outputs * num_inputs * (2 if gated else 1) <= _MAX_FEW_ROWS_WEIGHTS:
         return True
-    if num_rows <= _MAX_TILE_OF_ROWS:
-        return num_outputs < _MANY_OUTPUTS or num_inputs >= _FEW_INPUTS
-    if num_rows <= 32:
+    if _suits_width(num_rows, num_outputs, num_inputs):
+        return True
+    if 16 < num_rows <= 32:
         # Right, but no faster: gate and up of an 8B layer take 66 us, and 61 to 64 by the library.
         return False
     if gated:
@@ -89,9 +89,8 @@ def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
     """Settings for a product of 2 to 64 rows: strips and splits enough for every multiprocessor, and a pipeline as deep
     as fits into its memory, or (7B shapes of few rows) so shallow that the next kernel's programs fit beside it.
     """
-    large = num_outputs * num_inputs * (2 if gated else 1) > _MAX_FEW_ROWS_WEIGHTS
-    if large and num_rows <= _MAX_TILE_OF_ROWS:
-        return _large_config(num_outputs, gated=gated)
+    if _suits_width(num_rows, num_outputs, num_inputs):
+        return _width_config(num_outputs, gated=gated)
     many_rows = num_rows > 32
     if gated and num_outputs >= _WIDE:
         if many_rows:
@@ -112,8 +111,12 @@ def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
     )
 
 
-def _large_config(num_outputs: int, *, gated: bool) -> RowsConfig:
-    """Settings for up to 16 rows by large weights. Where strips are about as many as multiprocessors, a program takes all of
+def _suits_width(num_rows: int, num_outputs: int, num_inputs: int) -> bool:
+    return num_rows <= _MAX_ROWS_OF_WIDTH and min(num_outputs, num_inputs) == _WIDTH
+
+
+def _width_config(num_outputs: int, *, gated: bool) -> RowsConfig:
+    """Settings for up to 16 rows of a 4,096 wide model. Where strips are about as many as multiprocessors, a program takes all of
     one's memory: of smaller ones two land on a multiprocessor that the kernel before has left, and another has none (128 on 67,
     o in 12.8 us instead of 10.7).
     """
