@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from quire_kernels.activation.silu_and_mul import silu_and_mul_tiles
 from quire_kernels.linear.many_rows import linear_many_rows
-from quire_kernels.linear.tiling import TALL, WIDE, ManyRowsConfig
+from quire_kernels.linear.tiling import TALL, TALL_GATED, WIDE, ManyRowsConfig
 from torch import Tensor
 
 SHAPES = {
@@ -81,6 +81,7 @@ def main(seconds: float, names: list[str]) -> None:
             launches = {
                 "library": case.library,
                 "tall": case.ours(TALL),
+                "tall, to and fro": case.ours(TALL_GATED),
                 "wide": case.ours(WIDE),
                 "chosen": case.ours(None),
             }

@@ -12,6 +12,7 @@ from quire_kernels import dispatch
 from quire_kernels.linear import reference
 from quire_kernels.linear.tiling import (
     TALL,
+    TALL_GATED,
     WIDE,
     ManyRowsConfig,
     cut_tiles,
@@ -71,7 +72,8 @@ def test_product_equals_reference(
         assert_close(out, reference.linear(x, weight))
         added = many_rows.linear_many_rows(x, weight, add=True, out=residual.clone(), config=config)
         assert_close(added, reference.linear_add(residual, x, weight))
-        out = torch.full_like(out[:, :num_outputs].contiguous(), float("nan"))
+    for config in (*CONFIGS, TALL_GATED):
+        out = torch.full_like(residual[:, :num_outputs].contiguous(), float("nan"))
         many_rows.linear_many_rows(x, weight, gated=True, out=out, config=config)
         assert_close(out, reference.gated_linear(x, weight))
 
@@ -132,11 +134,11 @@ def rotate_after(product: Tensor, places: HeadPlaces) -> tuple[Tensor, Tensor, T
     q, k, v = product.view(len(product), -1, 128).split(
         (product.shape[1] // 128 - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1
     )
-    caches = [torch.full_like(places.k_cache, float("nan")) for _ in range(2)]
+    k_cache, v_cache = (torch.full_like(places.k_cache, float("nan")) for _ in range(2))
     rotated = rotary_embedding_and_cache(
-        q, k, v, places.cos_sin, places.positions, *caches, places.slot_mapping
+        q, k, v, places.cos_sin, places.positions, k_cache, v_cache, places.slot_mapping
     )
-    return rotated.flatten(1), caches[0], caches[1]
+    return rotated.flatten(1), k_cache, v_cache
 
 
 @pytest.mark.gpu
@@ -251,7 +253,7 @@ def test_every_tile_is_whole_or_in_pieces_for_idle_multiprocessors(
     num_outputs: int, num_inputs: int, gated: bool
 ) -> None:
     for num_rows in (1, 192, 256, 512, 640, 768, 1024, 2048, 5000, 8192):
-        config = many_rows_config(num_rows)
+        config = many_rows_config(num_rows, gated=gated)
         tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, 132, gated=gated)
         in_pieces, rest = divmod(tiling.num_items - tiling.num_whole, tiling.num_pieces)
         blocks = -(-num_rows // (64 * config.groups))
@@ -262,14 +264,10 @@ def test_every_tile_is_whole_or_in_pieces_for_idle_multiprocessors(
         assert tiling.num_pieces <= max(1, num_inputs // 1024)
 
 
-def test_tiles_are_tall_from_where_that_was_faster() -> None:
-    assert [many_rows_config(num_rows) for num_rows in (1, 1024, 4095, 4096, 8192)] == [
-        WIDE,
-        WIDE,
-        WIDE,
-        TALL,
-        TALL,
-    ]
+@pytest.mark.parametrize(("gated", "tall"), [(True, TALL_GATED), (False, TALL)])
+def test_tiles_are_tall_from_where_that_was_faster(gated: bool, tall: ManyRowsConfig) -> None:
+    configs = [many_rows_config(num_rows, gated=gated) for num_rows in (1, 1024, 4095, 4096, 8192)]
+    assert configs == [WIDE, WIDE, WIDE, tall, tall]
 
 
 @pytest.mark.parametrize(

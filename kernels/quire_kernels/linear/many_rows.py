@@ -68,14 +68,27 @@ def _product_layout(columns):
 
 
 @gluon.jit
-def _place_of_tile(tile, num_rows, num_strips, BLOCK_ROWS: gl.constexpr, BAND: gl.constexpr):
-    """Return the first row and the strip of a tile: bands of row blocks, and within a band strip after strip."""
+def _place_of_tile(
+    tile, num_rows, num_strips, BLOCK_ROWS: gl.constexpr, BAND: gl.constexpr, TO_AND_FRO: gl.constexpr
+):
+    """Return the first row and the strip of a tile, and whether its inputs are taken from the last to the first: bands of
+    row blocks, and within a band strip after strip.
+
+    To and fro, a turn of all programs begins with the inputs, and a band with the strips, that the one before it has ended
+    with and left in the second-level cache. All pieces of a tile go the same way.
+    """
     num_blocks = gl.cdiv(num_rows, BLOCK_ROWS)
     tiles_of_band = BAND * num_strips
-    first = tile // tiles_of_band * BAND
+    band = tile // tiles_of_band
+    first = band * BAND
     height = gl.minimum(num_blocks - first, BAND)
     rest = tile % tiles_of_band
-    return (first + rest % height) * BLOCK_ROWS, rest // height
+    strip = rest // height
+    backwards = 0
+    if TO_AND_FRO:
+        strip = gl.where(band % 2 == 1, num_strips - 1 - strip, strip)
+        backwards = tile // gl.num_programs(0) % 2
+    return (first + rest % height) * BLOCK_ROWS, strip, backwards
 
 
 @gluon.jit
@@ -98,19 +111,22 @@ def _extent_of_item(item, num_whole, pieces, num_steps):
 @gluon.jit
 def _feed(
     boxes, rings, sizes, following, stage, phase,
-    WAIT: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, BAND: gl.constexpr,
+    WAIT: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, BAND: gl.constexpr, TO_AND_FRO: gl.constexpr,
 ):  # fmt: skip
     """Start the copies of the step that follows into a stage, once that is empty, and return the one after it."""
     x_boxes, weight_boxes = boxes
     x_ring, weight_ring, full, empty = rings
     num_rows, num_strips, num_outputs, num_steps, num_whole, num_items, pieces = sizes
-    item, step, end, row, strip = following
+    item, step, end, row, strip, backwards = following
     if step == end:
         item += gl.num_programs(0)
         tile, _piece, step, end = _extent_of_item(item, num_whole, pieces, num_steps)
-        row, strip = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND)
+        row, strip, backwards = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND, TO_AND_FRO)
     if item < num_items:
-        column = step * _STEP
+        if TO_AND_FRO:
+            column = gl.where(backwards == 1, num_steps - 1 - step, step) * _STEP
+        else:
+            column = step * _STEP
         ready = full.index(stage)
         if WAIT:
             mbarrier.wait(empty.index(stage), phase)
@@ -133,30 +149,32 @@ def _feed(
             )
         else:
             tma.async_copy_global_to_shared(weight_boxes, [strip * _WEIGHTS, column], ready, weights)
-    return item, step + 1, end, row, strip
+    return item, step + 1, end, row, strip, backwards
 
 
 @gluon.jit
 def _multiply(
     boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
     GROUP: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, ADD: gl.constexpr, HEADS: gl.constexpr,
-    BAND: gl.constexpr, STAGES: gl.constexpr,
+    BAND: gl.constexpr, TO_AND_FRO: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: multiplies its 64 rows of every tile; the first one also feeds all."""
     x_ring, weight_ring, full, empty = rings
     num_rows, num_strips, num_outputs, num_steps, num_whole, num_items, pieces = sizes
-    following = (gl.program_id(0), 0, 0, 0, 0)
+    following = (gl.program_id(0), 0, 0, 0, 0, 0)
     if GROUP == 0:
         tile, _piece, first, end = _extent_of_item(gl.program_id(0), num_whole, pieces, num_steps)
-        row, strip = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND)
-        following = (gl.program_id(0), first, end, row, strip)
+        row, strip, backwards = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND, TO_AND_FRO)
+        following = (gl.program_id(0), first, end, row, strip, backwards)
         for ahead in gl.static_range(STAGES):
-            following = _feed(boxes, rings, sizes, following, ahead, 0, False, GROUPS, GATED, BAND)
+            following = _feed(
+                boxes, rings, sizes, following, ahead, 0, False, GROUPS, GATED, BAND, TO_AND_FRO
+            )
     stage = 0
     phase = 0
     for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
         tile, piece, first, end = _extent_of_item(item, num_whole, pieces, num_steps)
-        row, strip = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND)
+        row, strip, _backwards = _place_of_tile(tile, num_rows, num_strips, GROUPS * _ROWS, BAND, TO_AND_FRO)
         row += GROUP * _ROWS
         if ADD:
             total = _load_residual(out, row, strip, gl.where(piece == 0, num_rows, 0), num_outputs)
@@ -174,7 +192,7 @@ def _multiply(
                 if GROUP == 0:
                     following = _feed(
                         boxes, rings, sizes, following, before, gl.where(stage == 0, phase ^ 1, phase),
-                        True, GROUPS, GATED, BAND,
+                        True, GROUPS, GATED, BAND, TO_AND_FRO,
                     )  # fmt: skip
             stage += 1
             if stage == STAGES:
@@ -190,7 +208,7 @@ def _multiply(
         if GROUP == 0:
             following = _feed(
                 boxes, rings, sizes, following, before, gl.where(stage == 0, phase ^ 1, phase),
-                True, GROUPS, GATED, BAND,
+                True, GROUPS, GATED, BAND, TO_AND_FRO,
             )  # fmt: skip
         if HEADS[0] > 0:
             left, right = split_runs(total)
@@ -366,6 +384,7 @@ def _linear_many_rows_kernel(
     NUM_KV_HEADS: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
     BAND: gl.constexpr,
+    TO_AND_FRO: gl.constexpr,
     STAGES: gl.constexpr,
     OVERLAP: gl.constexpr,
 ):
@@ -400,16 +419,16 @@ def _linear_many_rows_kernel(
         gl.warp_specialize(
             [
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 0, GROUPS, GATED, ADD, HEADS, BAND,
-                    STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
+                    0, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 1, GROUPS, GATED, ADD, HEADS, BAND,
-                    STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
+                    1, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 2, GROUPS, GATED, ADD, HEADS, BAND,
-                    STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
+                    2, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
             ],
             [4, 4],
@@ -419,12 +438,12 @@ def _linear_many_rows_kernel(
         gl.warp_specialize(
             [
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 0, GROUPS, GATED, ADD, HEADS, BAND,
-                    STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
+                    0, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
                 (_multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes, 1, GROUPS, GATED, ADD, HEADS, BAND,
-                    STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
+                    1, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
             ],
             [4],
@@ -555,7 +574,7 @@ def _launch(
     num_rows, num_inputs = x.shape
     num_outputs = weight.shape[0] // (2 if gated else 1)
     num_programs = num_multiprocessors(x.device)
-    config = config or many_rows_config(num_rows)
+    config = config or many_rows_config(num_rows, gated=gated)
     tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, num_programs, gated=gated)
     num_parts = (tiling.num_items - tiling.num_whole) * config.groups
     parts = torch.empty((num_parts, GROUP_ROWS, TILE_WEIGHTS), dtype=torch.float32, device=x.device)
@@ -582,6 +601,7 @@ def _launch(
         NUM_KV_HEADS=0 if heads is None else heads.k_cache.shape[2],
         BLOCK_SIZE=0 if heads is None else heads.k_cache.shape[1],
         BAND=config.band,
+        TO_AND_FRO=config.to_and_fro,
         STAGES=config.num_stages,
         OVERLAP=overlap,
         num_warps=4,
