@@ -20,6 +20,7 @@ from quire_worker.loading import load_model
 
 from benchmarks.gpu.model import Model
 from benchmarks.gpu.workload import Ask, num_tokens_out
+from quire import garbage
 from quire.config import WorkerConfig
 from quire.v1 import sampling_pb2
 from tests.doubles.in_process_engine import InProcessEngine
@@ -53,9 +54,7 @@ class WorkerAlone:
             self._loaded = load_model(WorkerConfig(**model.flags(Path(folder))))
         self._limits = model.scheduler_flags
         self.load_s = time.perf_counter() - start
-        # As the processes do once they serve: what is alive now stays alive.
-        gc.collect()
-        gc.freeze()
+        garbage.settle()  # as the processes do once they serve
 
     def run(
         self, asks: list[Ask], num_streams: int, each_step: Callable[[InProcessEngine], None] | None = None
@@ -131,7 +130,8 @@ class WorkerAlone:
         return median(after - before for before, after in pairwise(times))
 
     def fresh_engine(self) -> InProcessEngine:
-        """A core without requests and with an empty prefix cache."""
+        """A core without requests and with an empty prefix cache. The one before is garbage: no process that serves has such."""
+        gc.collect()
         return InProcessEngine.of(self._loaded, **self._limits)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import json
 import logging
 import signal
@@ -12,6 +11,7 @@ import uuid
 
 import uvloop
 
+from quire import garbage
 from quire.config import SchedulerConfig
 from quire.config.flag import parse
 from quire.errors import ConfigError
@@ -60,9 +60,7 @@ async def serve(config: SchedulerConfig) -> None:
         asyncio.create_task(registry.watch()),
         asyncio.create_task(_report_health(engine, health)),
     ]
-    # What is alive now stays alive: keep collections of the steady state short.
-    gc.collect()
-    gc.freeze()
+    garbage.settle()
     print(
         "READY",
         json.dumps(

@@ -1,7 +1,6 @@
 """The tokenizer process: `python -m quire_tokenizer`."""
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 import uvloop
 
+from quire import garbage
 from quire.config import TokenizerConfig
 from quire.config.api_key import load_api_keys
 from quire.config.flag import parse
@@ -89,8 +89,7 @@ async def serve(config: TokenizerConfig) -> None:
     if http is not None:
         await http.start()
         facts["http"] = http.url
-    gc.collect()
-    gc.freeze()
+    garbage.settle()
     print("READY", json.dumps(facts), flush=True)
     done, _ = await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {waiter}:

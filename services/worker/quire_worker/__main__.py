@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from quire import garbage
 from quire.config import WorkerConfig
 from quire.config.flag import parse
 from quire.errors import ConfigError
@@ -72,6 +73,7 @@ async def serve(config: WorkerConfig, loaded: LoadedModel) -> None:
         asyncio.create_task(stop.wait()),
         asyncio.create_task(asyncio.to_thread(loop.wait)),
     ]
+    garbage.settle()
     print("READY", json.dumps({"service": "worker", "grpc": f"{config.host}:{port}"}), flush=True)
     done, pending = await asyncio.wait(duties, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
