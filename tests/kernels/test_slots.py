@@ -225,7 +225,8 @@ def test_early_stops_are_masked_as_in_the_reference(seq_len: int) -> None:
     expected = reference.mask_early_stops(state, rows, seq_lens, logits.clone()).logits
     masked = step.mask_early_stops(state, rows, seq_lens, logits.clone())
     actual = masked.logits.clone()
-    masked.restore()
+    tokens, drawn = torch.zeros(7, dtype=torch.int64, device=DEVICE), ints(*[-9] * 7)
+    step.advance_slots(state, rows, tokens, drawn, masked)
     assert torch.equal(masked.logits, logits), "what was masked is as it was"
     assert torch.equal(actual, expected)
     assert (actual == float("-inf")).sum() == (2 if seq_len < 8 else 0)

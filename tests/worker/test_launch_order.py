@@ -26,11 +26,6 @@ def test_an_ordinary_launch_lies_between_the_tables_of_a_step_and_its_layers() -
     orders: dict[str, list[str]] = json.loads(finished.stdout)
     assert orders
     for launched in orders.values():
-        assert launched[:4] == [
-            "_prepare_tokens_kernel",
-            "_prepare_rows_kernel",
-            "embedding",
-            "_rms_norm_rows_kernel",
-        ]
+        assert launched[:3] == ["_prepare_step_kernel", "embedding", "_rms_norm_rows_kernel"]
         attention = next(at for at, name in enumerate(launched) if name.startswith("_paged_attention_decode"))
-        assert not any(name.startswith("_prepare") for name in launched[3:attention])
+        assert not any(name.startswith("_prepare") for name in launched[2:attention])

@@ -34,13 +34,15 @@ def prepare_step(state: SlotState, rows: StepRows, block_size: int, out: StepTen
         slots_reference.prepare_step(state, rows, block_size, out)
 
 
-def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tensor) -> None:
+def advance_slots(
+    state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tensor, masked: MaskedStops | None = None
+) -> None:
     if device.runs_triton(rows.slots):
         from quire_kernels.slots.step import advance_slots as advance
 
-        advance(state, rows, tokens, drawn)
+        advance(state, rows, tokens, drawn, masked)
     else:
-        slots_reference.advance_slots(state, rows, tokens, drawn)
+        slots_reference.advance_slots(state, rows, tokens, drawn, masked)
 
 
 def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> MaskedStops:

@@ -94,8 +94,11 @@ def prepare_step(state: SlotState, rows: StepRows, block_size: int, out: StepTen
         getattr(out, name).copy_(getattr(state, name)[slots])
 
 
-def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tensor) -> None:
-    """Move the slots on by their rows' tokens and enter what was drawn: ``tokens [R]``.
+def advance_slots(
+    state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tensor, masked: MaskedStops | None = None
+) -> None:
+    """Move the slots on by their rows' tokens and enter what was drawn: ``tokens [R]``. Logits that were ``masked`` in place
+    are as they were afterwards.
 
     ``drawn [R]`` int32 becomes the token of each row that drew one and -1 elsewhere: rows that do not draw, and those
     of slots that had ended. A stop token ends its slot, and so does a negative one, which says that no token was left.
@@ -119,7 +122,7 @@ def advance_slots(state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tenso
 def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits: Tensor) -> MaskedStops:
     """Logits ``[R, V]`` in which rows shorter than their ``min_len`` cannot draw a stop token.
 
-    Draw from those, then `restore`: log-probabilities are of the logits as they were.
+    Draw from those, then `advance_slots`, which restores: log-probabilities are of the logits as they were.
     """
     slots = rows.slots.long()
     too_short = (seq_lens < state.min_len[slots]).nonzero().squeeze(1).tolist()
@@ -128,4 +131,4 @@ def mask_early_stops(state: SlotState, rows: StepRows, seq_lens: Tensor, logits:
         slot = slots[row]
         stops = state.stop_token_ids[slot, : int(state.num_stop_tokens[slot])].long()
         masked[row, stops[stops < logits.shape[1]]] = float("-inf")
-    return MaskedStops(masked, lambda: None)
+    return MaskedStops(logits=masked, seq_lens=seq_lens, saved=None)

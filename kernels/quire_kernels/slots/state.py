@@ -4,7 +4,6 @@ A *slot* is a numbered place that keeps one running sequence from step to step. 
 that nothing which the device knows has to come from the host. Knows no request, no scheduler and no model.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,12 +96,13 @@ class StepRows:
     token_rows: Tensor  # [T] int32: row of each token, -1 for padding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaskedStops:
-    """Logits in which stop tokens that come too early cannot be drawn, until `restore` is called."""
+    """Logits in which stop tokens that come too early cannot be drawn, until `advance_slots` restores them."""
 
     logits: Tensor  # [R, vocab]
-    restore: Callable[[], None]
+    seq_lens: Tensor  # [R] int32
+    saved: Tensor | None  # [R, MAX_STOP_TOKENS]: what stood there; None where `logits` is a copy
 
 
 @dataclass(frozen=True, kw_only=True)

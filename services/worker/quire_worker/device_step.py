@@ -80,8 +80,7 @@ class DeviceStep:
         rows, tensors = batch.rows(shape), batch.tensors(shape)
         masked = mask_early_stops(batch.state, rows, tensors.seq_lens, self.logits(num_rows))
         tokens = sample(masked.logits, _sampling(tensors), rows.draws, batch.penalties(rows))
-        masked.restore()
-        advance_slots(batch.state, rows, tokens, batch.drawn[:num_rows])
+        advance_slots(batch.state, rows, tokens, batch.drawn[:num_rows], masked)
 
     @torch.inference_mode()
     def mask(self, rows: list[int], bitmask: NDArray[np.int32]) -> None:
