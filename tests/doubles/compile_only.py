@@ -24,6 +24,8 @@ from quire_kernels.dispatch import between, device
 from quire_kernels.linear import gemv, many_rows, rows, tiles_hopper
 from quire_kernels.norm import rows as norm_rows
 from quire_kernels.rotary import heads
+from quire_kernels.sampling import gumbel
+from quire_kernels.slots import step as slot_step
 from quire_worker.device_batch import DeviceBatch
 from quire_worker.device_step import DeviceStep
 from quire_worker.kv_cache import CacheShape, allocate_cache
@@ -107,6 +109,8 @@ def absent_gpu(capability: int) -> Generator[None]:
             norm_rows,
             silu_and_mul,
             heads,
+            gumbel,
+            slot_step,
         )
     ]
     with ExitStack() as patches:

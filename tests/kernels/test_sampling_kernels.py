@@ -15,9 +15,9 @@ from quire_kernels.sampling.gumbel import sample_gumbel
 from quire_kernels.sampling.occurrence import OccurrenceTable, count_tokens
 from quire_kernels.sampling.occurrence_rows import copy_rows, reset_rows
 from quire_kernels.sampling.params import NO_TOKEN_LEFT, Penalties, SamplingTensors
-from quire_kernels.sampling.philox import gumbel_from_bits
+from quire_kernels.sampling.philox import gumbel_from_bits, vocabulary_bits
 from quire_kernels.sampling.reference import penalise, sample
-from quire_kernels.sampling.search import NOISE_GAP, noise_bound_of_bits, noise_of_bits
+from quire_kernels.sampling.search import loudest_bits_of_groups, noise_bound_of_bits, noise_of_bits
 
 from tests.kernels.case import DEVICE, DTYPES, ON_GPU, random
 
@@ -66,7 +66,33 @@ def test_bound_of_the_noise_is_never_below_it_nor_further_above_than_its_gap() -
     torch.testing.assert_close(noise, gumbel_from_bits(bits))
     above, rounding = bound - noise, 1e-4
     assert above.min() > -rounding
-    assert above.max() < NOISE_GAP.value - rounding
+    assert above.max() < 3.2, "the logarithm of 23, and what an interpolated logarithm is low by"
+
+
+@triton.jit
+def _loudest_kernel(loudest, seed, position, sequence_index, N: tl.constexpr):
+    group = tl.arange(0, N)
+    tl.store(loudest + group, loudest_bits_of_groups(group, seed, position, sequence_index).to(tl.int64))
+
+
+def test_loudest_bits_are_those_of_four_tokens() -> None:
+    num_groups, facts = 64, torch.tensor([-7_919_000_000_007, 700, 3], device=DEVICE)
+    loudest = torch.empty(num_groups, dtype=torch.int64, device=DEVICE)
+    _loudest_kernel[(1,)](loudest, *facts.tolist(), N=num_groups)
+    seed, position, index = facts.unsqueeze(1)
+    bits = vocabulary_bits(seed, index, position, 4 * num_groups)
+    assert torch.equal(loudest, bits.view(num_groups, 4).amax(1))
+
+
+def test_equal_logits_draw_the_lowest_token_wherever_their_chunks_lie() -> None:
+    num_rows, vocab_size = 6, 9001
+    logits = torch.zeros(num_rows, vocab_size, device=DEVICE)
+    for row, tokens in enumerate(
+        ((1024, 20), (3072, 2064, 1040), (8192, 4097, 4096), (9000, 4352), (63, 64), ())
+    ):
+        logits[row, list(tokens)] = 1.0
+    params = replace(sampling_tensors(num_rows), temperature=torch.zeros(num_rows, device=DEVICE))
+    assert sample_gumbel(logits, params).tolist() == [20, 1040, 4096, 4352, 63, 0]
 
 
 @pytest.mark.parametrize("peak", [0.0, 9.0, 14.0])

@@ -7,14 +7,22 @@ import torch
 import triton
 from torch import Tensor
 
+from quire_kernels.overlap import launch_options, overlaps_launches
 from quire_kernels.sampling.masked_row import sample_rows_kernel
 from quire_kernels.sampling.params import Penalties, SamplingTensors
 from quire_kernels.sampling.tile import sample_tiles_kernel
 
-_TILE = 4096  # tokens per program of `tiles`
-_CHUNK = 128  # tokens that share a maximum
+_TILE = 4096  # tokens that a program of `tiles` looks at at a time
+_TILES = 4  # of a program, one after another
+_TILE_WARPS = 4
+_TILE_REGISTERS = 96  # what rows without penalties need; with them some are spilled
+_PARTS = 8  # of a tile: as many as a thread holds groups of four tokens
+_CHUNK = 64  # tokens that share a maximum
+_SETS = 32  # of chunks: without masks the best of each is read again first
+_ROW_WARPS = 8
+_ROW_REGISTERS = 128  # for two programs on a multiprocessor
 _GATHERED = 16  # chunks read again at a time
-_MAX_CHUNKS = 512  # read again per row under masks
+_MAX_CHUNKS = 1024  # read again per row under masks
 _MAX_CANDIDATES = 2048
 _SEARCH_TILE = 2048  # tokens per step of a search over a whole row
 # Bits of a float32 that can differ between values of a narrower type: the search looks at no others.
@@ -61,9 +69,21 @@ def sample_gumbel(
         masses,
         chunk_maxima,
     )
-    flags = {"HAS_DRAWS": draws is not None, "PENALISED": penalties is not None}
-    sample_tiles_kernel[(num_rows, num_tiles)](
-        *columns, vocab_size, logits.stride(0), GROUPS=_TILE // 4, CHUNKS=chunks, num_warps=8, **flags
+    overlap = overlaps_launches(device)
+    flags = {"HAS_DRAWS": draws is not None, "PENALISED": penalties is not None, "OVERLAP": overlap}
+    flags |= launch_options(overlap)
+    sample_tiles_kernel[(num_rows, triton.cdiv(num_tiles, _TILES))](
+        *columns,
+        vocab_size,
+        logits.stride(0),
+        num_tiles,
+        GROUPS=_TILE // 4,
+        TILES=_TILES,
+        CHUNKS=chunks,
+        PARTS=_PARTS,
+        num_warps=_TILE_WARPS,
+        maxnreg=_TILE_REGISTERS,
+        **flags,
     )
     sample_rows_kernel[(num_rows,)](
         *columns,
@@ -76,13 +96,16 @@ def sample_gumbel(
         num_tiles,
         TILES=triton.next_power_of_2(num_tiles),
         CHUNKS=chunks,
+        SETS=min(_SETS, triton.next_power_of_2(num_tiles) * chunks),
         CHUNK=_CHUNK,
+        PARTS=_PARTS,
         GATHERED=_GATHERED,
         MAX_CHUNKS=_MAX_CHUNKS,
         MAX_CANDIDATES=_MAX_CANDIDATES,
         BITS=_SIGNIFICANT_BITS[logits.dtype],
         SEARCH_TILE=min(_SEARCH_TILE, triton.next_power_of_2(vocab_size)) if vocab_size > 4 else 8,
-        num_warps=8,
+        num_warps=_ROW_WARPS,
+        maxnreg=_ROW_REGISTERS,
         enable_fp_fusion=False,  # sums are rounded as the reference rounds them
         **flags,
     )

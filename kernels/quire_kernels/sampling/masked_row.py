@@ -1,7 +1,7 @@
 """The second launch of the sampler: one program per row draws from the few of its chunks that can win.
 
-Without masks these are the chunks whose maximum comes as near to the highest as the noise can be below its bound, of
-which `tile.py` made the maxima. Under masks it finds a threshold. The k-th largest chunk maximum is at most the k-th
+Without masks these are first the most promising chunk of each tile, then those whose maximum, a bound, is not below the
+best score of these: seldom any. Under masks it finds a threshold. The k-th largest chunk maximum is at most the k-th
 largest logit, and a mass reached by chunk maxima alone is reached by all logits: so the chunk maxima bound the threshold
 from below, and only chunks that reach the bound are read again. What reaches it there is a short list of candidates, on
 which the threshold is exact. Where the list would be long (a nucleus of thousands of tokens) the program searches the
@@ -11,12 +11,14 @@ whole row instead: right, but some hundred microseconds slower.
 import triton
 import triton.language as tl
 
+from quire_kernels.overlap import finish_launching, wait_for_inputs
 from quire_kernels.sampling.bias_rows import note_drawn
 from quire_kernels.sampling.params import NO_TOKEN_LEFT
 from quire_kernels.sampling.search import (
     LOG2_E,
-    NOISE_GAP,
     count_occurrence,
+    first_token_of_chunks,
+    groups_of_chunks,
     gumbel_noise,
     gumbel_noise_of_groups,
     largest_value_with_weight,
@@ -31,8 +33,7 @@ _NO_TOKEN_LEFT = tl.constexpr(NO_TOKEN_LEFT)
 @triton.jit
 def _best_of_chunks(
     row,
-    chosen,  # addresses of their numbers, lowest first
-    num_chosen,
+    chunk,
     vocab_size,
     heat,
     row_seed,
@@ -43,29 +44,22 @@ def _best_of_chunks(
     repetition,
     frequency,
     presence,
+    CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
-    GATHERED: tl.constexpr,
+    PARTS: tl.constexpr,
     PENALISED: tl.constexpr,
 ):
-    GROUPS: tl.constexpr = CHUNK // 4
-    best = tl.full([], -float("inf"), tl.float32)
-    winner = tl.full([], 2147483647, tl.int32)
-    for start in range(0, num_chosen, GATHERED):
-        at = tl.minimum(start + tl.arange(0, GATHERED), num_chosen - 1)
-        groups = tl.load(chosen + at)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
-        group = tl.reshape(groups, [GATHERED * GROUPS])
-        token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
-        scores = load_logits(
-            row, token, vocab_size, bias, occurrences, repetition, frequency, presence, PENALISED
-        )
-        if heat != 0.0:
-            scores *= tl.div_rn(1.0, heat)
-            scores += gumbel_noise_of_groups(group, row_seed, row_position, row_sequence)
-        highest = tl.max(tl.max(scores, axis=1), axis=0)
-        first = tl.min(tl.min(tl.where(scores == highest, token, 2147483647), axis=1), axis=0)
-        winner = tl.where(highest > best, first, winner)
-        best = tl.maximum(best, highest)
-    return winner
+    """Return the best score of the chunks, and the lowest token that has it."""
+    group = tl.ravel(groups_of_chunks(chunk, CHUNKS, CHUNK, PARTS))
+    token = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+    scores = load_logits(
+        row, token, vocab_size, bias, occurrences, repetition, frequency, presence, PENALISED
+    )
+    if heat != 0.0:
+        scores *= tl.div_rn(1.0, heat)
+        scores += gumbel_noise_of_groups(group, row_seed, row_position, row_sequence)
+    best = tl.max(tl.max(scores, axis=1), axis=0)
+    return best, tl.min(tl.min(tl.where(scores == best, token, 2147483647), axis=1), axis=0)
 
 
 @triton.jit
@@ -185,7 +179,9 @@ def sample_rows_kernel(
     num_tiles,
     TILES: tl.constexpr,
     CHUNKS: tl.constexpr,
+    SETS: tl.constexpr,
     CHUNK: tl.constexpr,
+    PARTS: tl.constexpr,
     GATHERED: tl.constexpr,
     MAX_CHUNKS: tl.constexpr,
     MAX_CANDIDATES: tl.constexpr,
@@ -193,45 +189,57 @@ def sample_rows_kernel(
     SEARCH_TILE: tl.constexpr,
     HAS_DRAWS: tl.constexpr,
     PENALISED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    finish_launching(OVERLAP)
+    wait_for_inputs(OVERLAP)
     index = tl.program_id(0)
+    # What a program waits for it asks for at once (`volatile` keeps it here).
+    heat = tl.load(temperature + index, volatile=True)
+    k = tl.load(top_k + index, volatile=True)
+    p = tl.load(top_p + index, volatile=True)
+    share = tl.load(min_p + index, volatile=True)
+    row_seed = tl.load(seed + index, volatile=True)
+    row_position = tl.load(position + index, volatile=True)
+    row_sequence = tl.load(sequence_index + index, volatile=True)
+    bias, address, repeated, frequent, present = penalties_of_row(
+        index, slots, repetition, frequency, presence, addresses, biases, PENALISED
+    )
     wanted = 1
     if HAS_DRAWS:
         wanted = tl.load(draws + index)
     if wanted == 0:
         tl.store(tokens + index, tl.full([], 0, tl.int64))
         return
-    heat = tl.load(temperature + index)
-    k = tl.load(top_k + index)
-    p = tl.load(top_p + index)
-    share = tl.load(min_p + index)
     limited = ((k > 0) & (k < vocab_size)) | (p < 1.0) | (share > 0.0)
-    bias, address, repeated, frequent, present = penalties_of_row(
-        index, slots, repetition, frequency, presence, addresses, biases, PENALISED
-    )
     free = (heat == 0.0) | (limited == 0)
     row = logits + index.to(tl.int64) * row_stride
-    row_seed = tl.load(seed + index)
-    row_position = tl.load(position + index)
-    row_sequence = tl.load(sequence_index + index)
-    tile = tl.arange(0, TILES)
-    chunk = tile[:, None] * CHUNKS + tl.arange(0, CHUNKS)[None, :]
-    is_chunk = chunk * CHUNK < vocab_size
     offset = index.to(tl.int64) * num_tiles
+    chunk = tl.reshape(tl.arange(0, TILES * CHUNKS), [SETS, TILES * CHUNKS // SETS])
+    is_chunk = first_token_of_chunks(chunk, CHUNKS, CHUNK, PARTS) < vocab_size
     maxima = tl.load(chunk_maxima + offset * CHUNKS + chunk, mask=is_chunk, other=-float("inf"))
     highest = tl.max(tl.max(maxima, axis=1), axis=0)
     has_none_left = highest == -float("inf")
     highest = tl.where(has_none_left, 0.0, highest)
     floor = tl.full([], -float("inf"), tl.float32)
     mass = tl.full([], 0.0, tl.float32)
+    best = tl.full([], -float("inf"), tl.float32)
+    token = tl.full([], -1, tl.int32)
     if free:
-        # Sums were rounded by another program than the scores will be.
-        gap = NOISE_GAP + tl.minimum(tl.abs(highest) * 1e-6, 1e30)
-        bound = highest - tl.where(heat == 0.0, 0.0, gap)
+        # The most promising chunk of every set first: seldom has another one the winner.
+        first = tl.arange(0, SETS) * (TILES * CHUNKS // SETS) + tl.argmax(maxima, axis=1)
+        best, token = _best_of_chunks(
+            row, first, vocab_size, heat, row_seed, row_position, row_sequence,
+            bias, address, repeated, frequent, present, CHUNKS, CHUNK, PARTS, PENALISED,
+        )  # fmt: skip
+        # Maxima with noise were rounded by another program than the scores are; those without are exact.
+        bound = best - tl.where(heat == 0.0, 0.0, tl.minimum((tl.abs(best) + 32.0) * 1e-6, 1e30))
+        maxima = tl.where(chunk == first[:, None], -float("inf"), maxima)
     else:
         if share > 0.0:
             floor = highest + tl.log(share)
-        peaks = tl.max(maxima, axis=1)
+        tile = tl.arange(0, TILES)
+        peaks = tl.max(tl.reshape(maxima, [TILES, CHUNKS]), axis=1)
         # A tile of which nothing can be drawn has left no mass.
         has_mass = (tile < num_tiles) & (peaks > -float("inf"))
         of_tile = tl.load(masses + offset + tile, mask=has_mass, other=0.0)
@@ -239,17 +247,22 @@ def sample_rows_kernel(
         bound = _bound_of_chunks(maxima, is_chunk, mass, k, p, floor, highest, vocab_size)
     selected = is_chunk & (maxima >= bound) & (maxima > -float("inf"))
     num_selected = tl.sum(selected.to(tl.int32))
-    flags = tl.reshape(selected.to(tl.int32), [TILES * CHUNKS])
     chosen = chunk_lists + offset * CHUNKS
-    place = tl.reshape(tl.cumsum(flags, axis=0) - flags, [TILES, CHUNKS])
-    tl.store(chosen + place, chunk, mask=selected)
-    tl.debug_barrier()
-    token = tl.full([], -1, tl.int32)
+    if num_selected > 0:
+        flags = tl.reshape(selected.to(tl.int32), [TILES * CHUNKS])
+        place = tl.reshape(tl.cumsum(flags, axis=0) - flags, [SETS, TILES * CHUNKS // SETS])
+        tl.store(chosen + place, chunk, mask=selected)
+        tl.debug_barrier()
     if free:
-        token = _best_of_chunks(
-            row, chosen, num_selected, vocab_size, heat, row_seed, row_position, row_sequence,
-            bias, address, repeated, frequent, present, CHUNK, GATHERED, PENALISED,
-        )  # fmt: skip
+        for start in range(0, num_selected, GATHERED):
+            again = tl.load(chosen + tl.minimum(start + tl.arange(0, GATHERED), num_selected - 1))
+            highest_again, lowest = _best_of_chunks(
+                row, again, vocab_size, heat, row_seed, row_position, row_sequence,
+                bias, address, repeated, frequent, present, CHUNKS, CHUNK, PARTS, PENALISED,
+            )  # fmt: skip
+            lowest = tl.where(highest_again == best, tl.minimum(lowest, token), lowest)
+            token = tl.where(highest_again >= best, lowest, token)
+            best = tl.maximum(best, highest_again)
     else:
         inverse = tl.div_rn(1.0, heat)
         if num_selected <= MAX_CHUNKS:
@@ -258,7 +271,10 @@ def sample_rows_kernel(
             for start in range(0, num_selected, GATHERED):
                 at = start + tl.arange(0, GATHERED)
                 again = tl.load(chosen + at, mask=at < num_selected, other=0)
-                candidate = again[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+                group = groups_of_chunks(again, CHUNKS, CHUNK, PARTS)
+                candidate = tl.reshape(
+                    group[:, :, None] * 4 + tl.arange(0, 4)[None, None, :], [GATHERED, CHUNK]
+                )
                 candidate = tl.where((at < num_selected)[:, None], candidate, -1)
                 values = load_logits(
                     row, candidate, vocab_size, bias, address, repeated, frequent, present, PENALISED

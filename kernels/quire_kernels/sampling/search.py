@@ -8,8 +8,6 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-NOISE_GAP = tl.constexpr(3.196)
-"""The logarithm of 23, what an interpolated logarithm is low by, and what it is rounded by."""
 _SERIES_LIMIT = tl.constexpr(2.0**-8)
 _MULTIPLIER_0 = tl.constexpr(0xD2511F53)
 _MULTIPLIER_1 = tl.constexpr(0xCD9E8D57)
@@ -73,6 +71,51 @@ def _penalised(values, token, inside, occurrences, repetition, frequency, presen
 
 
 @triton.jit
+def groups_of_chunks(chunk, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr):
+    """Return the groups of four tokens ``[N, CHUNK // 4]`` of chunks ``[N]``.
+
+    A tile has ``PARTS`` equal parts, and each of its ``CHUNKS`` chunks an equal share of each: so most of a chunk's maximum is
+    found within threads.
+    """
+    SHARE: tl.constexpr = CHUNK // 4 // PARTS
+    number = tl.arange(0, CHUNK // 4)
+    place = number // SHARE * (SHARE * CHUNKS) + number % SHARE
+    return first_token_of_chunks(chunk, CHUNKS, CHUNK, PARTS)[:, None] // 4 + place[None, :]
+
+
+@triton.jit
+def first_token_of_chunks(chunk, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr):
+    """Return the lowest token of each chunk."""
+    return chunk // CHUNKS * (CHUNKS * CHUNK) + chunk % CHUNKS * (CHUNK // PARTS)
+
+
+@triton.jit
+def maxima_of_chunks(peaks, CHUNKS: tl.constexpr, PARTS: tl.constexpr):
+    """Return the maxima ``[CHUNKS]`` of a tile's chunks from those of its groups; see `groups_of_chunks`."""
+    parts = tl.max(tl.reshape(peaks, [PARTS, peaks.shape[0] // PARTS]), axis=0)
+    return tl.max(tl.reshape(parts, [CHUNKS, parts.shape[0] // CHUNKS]), axis=1)
+
+
+@triton.jit
+def highest_of_fours(values):
+    """Return the maxima ``[N]`` of ``values [N, 4]`` in float32; of 16-bit ones two are compared at a time."""
+    if _INTERPRETED or values.dtype.primitive_bitwidth != 16:
+        return tl.max(values.to(tl.float32), axis=1)
+    pairs = tl.reshape(values, [values.shape[0], 2, 2])
+    left, right = tl.split(tl.permute(pairs, (0, 2, 1)))
+    highest = tl.inline_asm_elementwise(
+        "max.bf16x2 $0, $1, $2;" if values.dtype == tl.bfloat16 else "max.f16x2 $0, $1, $2;",
+        "=r,r,r",
+        [left, right],
+        dtype=values.dtype,
+        is_pure=True,
+        pack=2,
+    )
+    even, odd = tl.split(highest)
+    return tl.maximum(even.to(tl.float32), odd.to(tl.float32))
+
+
+@triton.jit
 def count_occurrence(occurrences, token):
     """Add the drawn ``token`` to the counts at an address, if there is one; a count that is full stays as it is."""
     if occurrences != 0:
@@ -92,13 +135,16 @@ def gumbel_noise(token, seed, position, sequence_index):
 @triton.jit
 def gumbel_noise_of_groups(group, seed, position, sequence_index):
     """Return the noise ``[GROUPS, 4]`` of groups of four tokens, which share a block of the generator."""
-    return noise_of_bits(_bits_of_groups(group, seed, position, sequence_index))
+    r0, r1, r2, r3 = _random_words(group, seed, position, sequence_index)
+    lane = tl.arange(0, 4)[None, :]
+    return noise_of_bits(_word_of_lane(lane, r0[:, None], r1[:, None], r2[:, None], r3[:, None]))
 
 
 @triton.jit
-def gumbel_bound_of_groups(group, seed, position, sequence_index):
-    """Return what the noise ``[GROUPS, 4]`` is not above, and at most `NOISE_GAP` below."""
-    return noise_bound_of_bits(_bits_of_groups(group, seed, position, sequence_index))
+def loudest_bits_of_groups(group, seed, position, sequence_index):
+    """Return the bits ``[GROUPS]`` of the loudest noise of each group of four tokens: the noise grows with its bits."""
+    r0, r1, r2, r3 = _random_words(group, seed, position, sequence_index)
+    return tl.maximum(tl.maximum(r0, r1), tl.maximum(r2, r3))
 
 
 @triton.jit
@@ -109,19 +155,13 @@ def noise_of_bits(bits):
 
 @triton.jit
 def noise_bound_of_bits(bits):
-    """Return what `noise_of_bits` is not above, and at most `NOISE_GAP` below, for a tenth of its cost.
+    """Return what `noise_of_bits` is not above, and at most 3.2 below, for a tenth of its cost.
 
     The noise is ``-log(-log(1 - v))``, and ``-log(1 - v)`` is at least ``v`` and less than 23. The bits of a float, taken
     for an integer, are its binary logarithm interpolated between powers of two, which is low by at most 0.0861.
     """
     v = (bits ^ 0xFFFFFFFF).to(tl.float32) + 0.5  # times 2 ** 32
     return v.to(tl.int32, bitcast=True).to(tl.float32) * -8.262958294867817e-08 + 110.21040170903068
-
-
-@triton.jit
-def _bits_of_groups(group, seed, position, sequence_index):
-    r0, r1, r2, r3 = _random_words(group, seed, position, sequence_index)
-    return _word_of_lane(tl.arange(0, 4)[None, :], r0[:, None], r1[:, None], r2[:, None], r3[:, None])
 
 
 @triton.jit
