@@ -20,8 +20,8 @@ import torch
 from quire_kernels import HeadPlaces, dispatch, overlap
 from quire_kernels.activation import silu_and_mul
 from quire_kernels.attention import decode, paged, prefill, prefill_hopper
-from quire_kernels.dispatch import between, device
-from quire_kernels.linear import gemv, many_rows, rows, tiles_hopper
+from quire_kernels.dispatch import device
+from quire_kernels.linear import gemv, held_rows, many_rows, rows, tiles_hopper
 from quire_kernels.norm import rows as norm_rows
 from quire_kernels.rotary import heads
 from quire_kernels.sampling import gumbel
@@ -103,6 +103,7 @@ def absent_gpu(capability: int) -> Generator[None]:
             prefill,
             prefill_hopper,
             gemv,
+            held_rows,
             many_rows,
             rows,
             tiles_hopper,
@@ -117,7 +118,6 @@ def absent_gpu(capability: int) -> Generator[None]:
         for each in (
             patch.object(device, "runs_triton", lambda tensor: True),
             patch.object(torch.cuda, "get_device_capability", lambda device: divmod(capability, 10)),
-            patch.object(between, "num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
             patch.object(many_rows, "num_multiprocessors", lambda device: NUM_MULTIPROCESSORS),
             patch.object(paged, "_device_facts", lambda device: (major, NUM_MULTIPROCESSORS)),
             *overlaps,
@@ -176,6 +176,10 @@ def _take_steps(cache_dtype: torch.dtype) -> None:
         step.mask([0], np.zeros((1, -(-CONFIG["vocab_size"] // 32)), dtype=np.int32))
         step.draw(shape.num_rows)
     _change_slots(step.batch, step)
+    odd = torch.zeros((16, 96), dtype=torch.bfloat16)
+    dispatch.linear_add_(
+        torch.zeros((16, 64), dtype=torch.bfloat16), odd, torch.zeros((64, 96), dtype=torch.bfloat16)
+    )
     for num_rows in MANY_ROWS:
         x, weight = (torch.zeros((rows, 2048), dtype=torch.bfloat16) for rows in (num_rows, 6144))
         dispatch.gated_linear(x, weight)

@@ -32,7 +32,8 @@ KERNELS = {
 }
 """What every generation runs."""
 BY_PAGES = {"_paged_attention_decode_pages_kernel", "_paged_attention_prefill_hopper_kernel"}
-BY_ROWS = {"_linear_rows_kernel", "_linear_tiles_hopper_kernel", "_between_attentions_kernel"}
+BY_ROWS = {"_linear_held_rows_kernel", "_linear_tiles_hopper_kernel"}
+OTHER_SHAPES = {"_linear_rows_kernel"}
 BY_SLOTS = {"_paged_attention_prefill_kernel"}
 MANY_ROWS = {"_linear_many_rows_kernel"}
 
@@ -40,10 +41,14 @@ MANY_ROWS = {"_linear_many_rows_kernel"}
 @pytest.mark.parametrize(
     ("capability", "cache_dtype", "more"),
     [
-        (90, "bfloat16", BY_ROWS | MANY_ROWS | BY_PAGES),
-        (90, "float8_e4m3fn", BY_ROWS | MANY_ROWS | BY_SLOTS),
+        (90, "bfloat16", BY_ROWS | OTHER_SHAPES | MANY_ROWS | BY_PAGES),
+        (90, "float8_e4m3fn", BY_ROWS | OTHER_SHAPES | MANY_ROWS | BY_SLOTS),
         (80, "bfloat16", BY_SLOTS),
-        (100, "bfloat16", BY_SLOTS | {"_linear_rows_kernel"}),  # what is written for Hopper runs on it alone
+        (
+            100,
+            "bfloat16",
+            BY_SLOTS | OTHER_SHAPES | {"_linear_held_rows_kernel"},
+        ),  # what is written for Hopper runs on it alone
     ],
 )
 def test_the_kernels_of_a_step_compile(

@@ -1,5 +1,6 @@
 """The products of one, few and some hundred rows and what they fold in, against torch: on the GPU, else under the interpreter."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,16 +12,21 @@ pytest.importorskip("triton")
 from quire_kernels import between_attentions
 from quire_kernels.linear import reference
 from quire_kernels.linear.gemv import linear_gemv
+from quire_kernels.linear.held_rows import linear_held_rows
 from quire_kernels.linear.rows import linear_rows
 from quire_kernels.linear.tuning import (
     GemvConfig,
+    HeldConfig,
     RowsConfig,
     TilesConfig,
+    held_config,
     rows_config,
     suits_few_rows,
+    suits_folded_norm,
     suits_tiles,
     tiles_config,
 )
+from quire_kernels.norm.reference import rms_norm
 
 ON_GPU = torch.cuda.is_available()
 ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9
@@ -134,6 +140,127 @@ def test_products_of_the_measured_width_equal_the_reference(
         linear_rows(x, weight, out=out, gated=gated, add=add)
         assert_close(out, expected)
     assert torch.equal(*outs)
+
+
+HELD_CONFIGS = [
+    HeldConfig(strip=8, chunk=32, num_warps=2),
+    HeldConfig(strip=16, chunk=64, num_warps=4),
+    HeldConfig(strip=32, chunk=128, rows=32, num_warps=8),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("num_rows", [2, 9, 16, 33, 64] if ON_GPU else [19])
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs"),
+    [(4096, 1024), (1024, 2048), (1024, 3072), (1000, 128)] if ON_GPU else [(36, 128)],
+)
+def test_product_with_held_weights_equals_reference(
+    num_outputs: int, num_inputs: int, num_rows: int, with_bias: bool, dtype: torch.dtype
+) -> None:
+    wide = random(num_rows, num_inputs + 64, dtype=dtype)
+    x, weight = wide[:, 64:], random(num_outputs, num_inputs, dtype=dtype) / num_inputs**0.5
+    bias = random(num_outputs, dtype=dtype) if with_bias else None
+    residual = random(num_rows, num_outputs, dtype=dtype)
+    tuned = held_config(num_rows, num_outputs, num_inputs) if dtype.itemsize == 2 else None
+    for config in HELD_CONFIGS if num_inputs == 128 else [tuned] if tuned else []:
+        out = torch.full_like(residual, float("nan"))
+        assert linear_held_rows(x, weight, bias, out=out, config=config) is out
+        assert_close(out, reference.linear(x, weight, bias))
+        added = linear_held_rows(x, weight, bias, out=residual.clone(), add=True, config=config)
+        assert_close(added, reference.linear_add(residual, x, weight, bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [2, 16, 33, 64] if ON_GPU else [3])
+@pytest.mark.parametrize(
+    ("num_inputs", "hidden_size", "num_outputs"),
+    [(128, 128, 48), (2048, 1024, 6144), (3072, 1024, 4096)] if ON_GPU else [(64, 128, 48)],
+)
+@pytest.mark.parametrize("multiply", [linear_rows, linear_held_rows])
+def test_a_norm_between_products_is_folded_into_them(
+    multiply: Callable[..., Any],
+    num_inputs: int,
+    hidden_size: int,
+    num_outputs: int,
+    num_rows: int,
+    dtype: torch.dtype,
+) -> None:
+    x = random(num_rows, num_inputs, dtype=dtype)
+    weight = random(hidden_size, num_inputs, dtype=dtype) / num_inputs**0.5
+    following = random(num_outputs, hidden_size, dtype=dtype) / hidden_size**0.5
+    norm_weight, residual = random(hidden_size, dtype=dtype), random(num_rows, hidden_size, dtype=dtype)
+    bias = random(num_outputs, dtype=dtype)
+    configs = ROWS_CONFIGS if multiply is linear_rows else [*HELD_CONFIGS[:2], None]
+    for config in configs:
+        if config is None and (
+            dtype == torch.float32 or (multiply is linear_held_rows and (num_rows > 16 or num_inputs < 1024))
+        ):
+            continue
+        if isinstance(config, HeldConfig) and num_inputs > 128:
+            continue
+        out = residual.clone()
+        scaled, squares = multiply(x, weight, out=out, add=True, norm_weight=norm_weight, config=config)
+        assert torch.equal(out, multiply(x, weight, out=residual.clone(), add=True, config=config))
+        assert torch.equal(scaled, (out.float() * norm_weight.float()).to(dtype))
+        expected = out.double().square().sum(1)
+        assert (squares.double().sum(1) - expected).abs().max() <= 1e-5 * expected.max()
+        normed = rms_norm(out.double(), norm_weight.double(), 1e-6)
+        product = multiply(scaled, following, bias, squares=squares, eps=1e-6, config=config)
+        assert_close(product, reference.linear(normed, following.double(), bias.double()).to(dtype))
+        if multiply is linear_rows:
+            gated = multiply(scaled, following, bias, gated=True, squares=squares, eps=1e-6, config=config)
+            assert_close(gated, reference.gated_linear(normed, following.double(), bias.double()).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("multiply", "config"),
+    [(linear_rows, RowsConfig(strip=16, span=16, splits=1)), (linear_held_rows, HELD_CONFIGS[0])],
+)
+def test_squares_of_any_number_of_tiles_are_taken(
+    multiply: Callable[..., Any], config: RowsConfig | HeldConfig
+) -> None:
+    x, weight = random(5, 96, dtype=torch.float32), random(32, 96, dtype=torch.float32)
+    squares = random(5, 96, dtype=torch.float32).square()
+    expected = reference.linear(x, weight) * torch.rsqrt(squares.mean(1, keepdim=True) + 0.5)
+    for tiles in (1, 3, 96):
+        parts = squares.view(5, tiles, -1).sum(2)
+        assert_close(multiply(x, weight, squares=parts, eps=0.5, config=config), expected)
+
+
+@pytest.mark.parametrize("multiply", [linear_rows, linear_held_rows])
+def test_norms_that_cannot_be_folded_are_refused(multiply: Callable[..., Any]) -> None:
+    x, weight = random(2, 32, dtype=torch.float32), random(32, 32, dtype=torch.float32)
+    squares, out, norm_weight = torch.ones(2, 4), x.clone(), torch.ones(32)
+    with pytest.raises(ValueError, match="only a sum"):
+        multiply(x, weight, out=out, add=False, norm_weight=norm_weight)
+    with pytest.raises(ValueError, match="only a sum"):
+        multiply(x, weight, out=out, add=True, norm_weight=norm_weight, squares=squares)
+    with pytest.raises(ValueError, match=r"must be \(32,\)"):
+        multiply(x, weight, out=out, add=True, norm_weight=norm_weight[:31])
+    with pytest.raises(ValueError, match="too large"):
+        multiply(x.half(), weight.half(), out=out.half(), add=True, norm_weight=norm_weight.half())
+    with pytest.raises(ValueError, match=r"must be \(2, tiles\)"):
+        multiply(x, weight, squares=squares[:1])
+
+
+def test_a_gated_sum_is_refused() -> None:
+    x, weight = random(2, 32, dtype=torch.float32), random(32, 32, dtype=torch.float32)
+    with pytest.raises(ValueError, match="gated product cannot be added"):
+        linear_rows(x, weight, out=x[:, :16].contiguous(), gated=True, add=True)
+
+
+def test_weights_that_cannot_be_held_are_refused() -> None:
+    x, weight = random(2, 48, dtype=torch.float32), random(16, 48, dtype=torch.float32)
+    with pytest.raises(ValueError, match="no settings"):
+        linear_held_rows(x, weight)
+    with pytest.raises(ValueError, match="no settings"):
+        linear_held_rows(x, weight, config=HeldConfig(strip=16, chunk=32))
+    with pytest.raises(ValueError, match=r"it must be \(rows, 48\)"):
+        linear_held_rows(x[:, :32], weight)
+    with pytest.raises(ValueError, match="contiguous"):
+        linear_held_rows(x, random(48, 16, dtype=torch.float32).T)
 
 
 def test_rows_of_a_wider_tensor_are_taken_where_they_lie() -> None:
@@ -333,7 +460,7 @@ def test_what_is_not_a_number_stays_in_its_row_through_a_norm() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not ON_HOPPER, reason="the kernels are for Hopper")
-@pytest.mark.parametrize("num_rows", [72, 144, 200, 256])
+@pytest.mark.parametrize("num_rows", [2, 16, 24, 50, 72, 144, 200, 256])
 def test_layers_whose_norms_are_factors_are_repeated_bit_for_bit(num_rows: int) -> None:
     """A graph launches a product before the one ahead of it has ended: what it reads early must be settled."""
     bf16 = torch.bfloat16
@@ -366,6 +493,39 @@ def test_layers_whose_norms_are_factors_are_repeated_bit_for_bit(num_rows: int) 
             out.fill_(float("nan"))
         graph.replay()
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(outputs, eager, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_outputs", "num_inputs", "strip"),
+    [
+        (2, 1024, 2048, 8),
+        (16, 1024, 3072, 8),
+        (16, 4096, 1024, 32),
+        (17, 1024, 2048, 16),
+        (17, 4096, 1024, None),  # of many outputs: by tiles
+        (32, 1024, 3072, 16),
+        (33, 1024, 3072, None),  # 96 Ki weights a program
+        (64, 1024, 2048, 32),
+        (65, 1024, 2048, None),
+        (16, 1024, 4096, None),  # more inputs than a program has memory for
+        (16, 1024, 1000, None),
+        (16, 16384, 512, None),
+        (16, 4104, 2048, None),
+    ],
+)
+def test_weights_are_held_where_that_was_faster(
+    num_rows: int, num_outputs: int, num_inputs: int, strip: int | None
+) -> None:
+    config = held_config(num_rows, num_outputs, num_inputs)
+    assert (config and config.strip) == strip
+    if config:
+        assert num_inputs % config.chunk == 0
+        assert config.chunk >= 16 * config.num_warps
+
+
+def test_norms_are_folded_into_products_by_small_weights() -> None:
+    assert suits_folded_norm(8 << 20)
+    assert not suits_folded_norm((8 << 20) + 1)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +647,7 @@ def test_tiles_of_some_hundred_rows_are_cut_where_that_was_faster(
     assert tiles_config(num_rows, 4095, gated=False) == TilesConfig(outs=64, rows=32, unroll=True)
 
 
-@pytest.mark.parametrize("num_rows", [*range(65, 257, 7), 176, 192])
+@pytest.mark.parametrize("num_rows", [*range(2, 257, 7), 16, 32, 48, 64, 176, 192])
 @pytest.mark.parametrize("gated", [False, True])
 def test_tuned_tiles_hold_every_row_and_fit(num_rows: int, gated: bool) -> None:
     tiles_hopper = pytest.importorskip("quire_kernels.linear.tiles_hopper", exc_type=ImportError)

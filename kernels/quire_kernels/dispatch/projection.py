@@ -17,7 +17,7 @@ from quire_kernels.gpu import gluon_module
 from quire_kernels.linear import cpu as linear_cpu
 from quire_kernels.linear.by_table import multiply_by_table
 from quire_kernels.linear.tiling import MANY_ROWS
-from quire_kernels.linear.tuning import suits_few_rows, suits_row_factors, suits_tiles
+from quire_kernels.linear.tuning import held_config, suits_few_rows, suits_folded_norm, suits_tiles
 from quire_kernels.rotary.places import HeadPlaces
 
 
@@ -82,7 +82,8 @@ def add_norm_project_(
     if ours := _products_around_norm(residual, x, weight, bias, next_weight, next_bias, gated=gated):
         first, second = ours
         scaled, squares = first(x, weight, bias, out=residual, add=True, norm_weight=norm_weight)
-        return second(scaled, next_weight, next_bias, gated=gated, squares=squares, eps=eps)
+        gates = {"gated": True} if gated else {}  # not every kernel can make them
+        return second(scaled, next_weight, next_bias, squares=squares, eps=eps, **gates)
     linear_add_(residual, x, weight, bias)
     normed = rms_norm(residual, norm_weight, eps)
     if gated:
@@ -115,9 +116,11 @@ def _products_around_norm(
     gated: bool,
 ) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     """The kernels of two products with a norm between them, or None where it is a launch of its own: rows of float16, which
-    the norm's weight could make too large, few rows, and products that the library makes.
+    the norm's weight could make too large, one row, large weights, and products that the library makes.
     """
-    if residual.dtype is not torch.bfloat16 or not suits_row_factors(residual.shape[0]):
+    if residual.dtype is not torch.bfloat16 or residual.shape[0] == 1:
+        return None
+    if not suits_folded_norm(max(weight.numel(), next_weight.numel())):
         return None
     first = _our_product(x, weight, bias)
     second = _our_product(residual, next_weight, next_bias, gated=gated)
@@ -138,16 +141,21 @@ def _our_product(
         return linear_gemv
     num_rows, num_inputs = x.shape
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    if suits_few_rows(num_rows, num_outputs, num_inputs, gated=gated):
-        if not device.is_hopper_or_later(x.device):
-            return None
-        from quire_kernels.linear.rows import linear_rows
+    sizes = (num_rows, num_outputs, num_inputs)
+    if not device.is_hopper_or_later(x.device):
+        return None
+    if not gated and held_config(*sizes):
+        from quire_kernels.linear.held_rows import linear_held_rows
 
-        return linear_rows
-    if suits_tiles(num_rows, num_outputs, num_inputs, gated=gated) and device.is_hopper(x.device):
+        return linear_held_rows
+    if suits_tiles(*sizes, gated=gated) and device.is_hopper(x.device):
         tiles = gluon_module("quire_kernels.linear.tiles_hopper")
         if tiles and bias is None and tiles.can_multiply(x, weight):
             return tiles.linear_tiles_hopper
+    if suits_few_rows(*sizes, gated=gated):
+        from quire_kernels.linear.rows import linear_rows
+
+        return linear_rows
     return None
 
 

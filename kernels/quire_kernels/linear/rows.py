@@ -5,17 +5,18 @@ A program computes a strip of outputs for all rows. Its weights are asked for be
 ended: between the kernels of a step the memory would else be idle for microseconds, which is what the library's
 products lose. Where there are few strips, the inputs are split as well: each split leaves a part, and the program that
 comes last adds up the parts, in their order. Within a program each warp may take a share of the inputs for all outputs,
-instead of a share of the outputs; what the warps have is added up at the end. The gate of the activation and the addition
-to the residual are folded in.
+instead of a share of the outputs; what the warps have is added up at the end. What follows is folded in (`linear/folding.py`).
 """
 
 from functools import cache
+from typing import Literal, overload
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.linear.folding import load_squares, misfit_of_norm, store_results, sum_of_shares
 from quire_kernels.linear.tuning import RowsConfig, rows_config
 from quire_kernels.overlap import (
     finish_launching,
@@ -35,32 +36,21 @@ def _with_outputs_last(weights):
 
 
 @triton.jit
-def _sum_of_shares(shares):
-    """By halves of what a thread holds after one exchange: `tl.sum` goes through shared memory once for every register."""
-    SHARES: tl.constexpr = shares.shape[0]
-    ROWS: tl.constexpr = shares.shape[1]
-    STRIP: tl.constexpr = shares.shape[2]
-    total = tl.permute(shares, (1, 2, 0))
-    for halving in tl.static_range(1, 5):
-        if SHARES >> halving > 1:
-            first, second = tl.split(tl.reshape(total, (ROWS, STRIP, SHARES >> halving, 2)))
-            total = first + second
-    first, second = tl.split(total)
-    return first + second
-
-
-@triton.jit
 def _linear_rows_kernel(
     x,  # [num_rows, K]
     weight,  # [N, K], or [2 N, K] with the gates first
     bias,
     out,  # [num_rows, N]
+    norm_weight,  # [N], used when NORM
+    scaled,  # [num_rows, N], written when NORM
+    squares,  # [num_rows, strips] float32, written when NORM; [num_rows, TILES], read when TILES > 0
     parts,  # [SPLITS, 1 or 2, ROWS, N] float32, used when SPLITS > 1
     arrivals,  # [strips], zero before and after
     num_rows,
     num_outputs,
     x_row_stride,
     weight_stride,
+    eps,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     STRIP: tl.constexpr,
@@ -73,6 +63,9 @@ def _linear_rows_kernel(
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
     ADD: tl.constexpr,
+    NORM: tl.constexpr,
+    TILES: tl.constexpr,
+    TILES_SPAN: tl.constexpr,  # a power of two
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -95,6 +88,9 @@ def _linear_rows_kernel(
         prefetch(start_of_output[:, None] + early)
         if GATED:
             prefetch(start_of_output[:, None] + up_after_gate + early)
+    scale = output
+    if NORM:
+        scale = tl.load(norm_weight + output, mask=in_strip, other=0.0).to(tl.float32)
     wait_for_inputs(OVERLAP)
 
     row = tl.arange(0, ROWS)
@@ -113,6 +109,9 @@ def _linear_rows_kernel(
     total_up = total
     target = row[:, None] * num_outputs + output[None, :]
     mask = live & in_strip[None, :]
+    row_squares = total
+    if TILES > 0:
+        row_squares = load_squares(squares, row, num_rows, TILES, TILES_SPAN)
     if ADD:
         # Asked for with the first inputs; whoever writes there has waited for the first split.
         addend = tl.load(out + target, mask=mask & (tl.program_id(1) == 0), other=0.0).to(tl.float32)
@@ -136,9 +135,9 @@ def _linear_rows_kernel(
                 ups = tl.load(start_of_output + up_after_gate + column, mask=column < K, other=0.0)
             total_up = tl.dot(inputs, _with_outputs_last(ups), acc=total_up, input_precision=PRECISION)
     if SHARES > 1:
-        total = _sum_of_shares(total)
+        total = sum_of_shares(total)
         if GATED:
-            total_up = _sum_of_shares(total_up)
+            total_up = sum_of_shares(total_up)
     if ADD:
         total += addend
     if SPLITS > 1:
@@ -160,15 +159,29 @@ def _linear_rows_kernel(
             total += tl.load(part, mask=mask, other=0.0, cache_modifier=".cg")
             if GATED:
                 total_up += tl.load(part + ROWS * num_outputs, mask=mask, other=0.0, cache_modifier=".cg")
-    if HAS_BIAS:
-        total += tl.load(bias + output, mask=in_strip, other=0.0).to(tl.float32)[None, :]
-    if GATED:
-        if HAS_BIAS:
-            total_up += tl.load(bias + num_outputs + output, mask=in_strip, other=0.0).to(tl.float32)[None, :]
-        total = total * tl.sigmoid(total) * total_up
-    tl.store(out + target, total.to(out.dtype.element_ty), mask=mask)
+    store_results(
+        total,
+        total_up,
+        row_squares,
+        scale,
+        bias,
+        out,
+        scaled,
+        squares,
+        row,
+        output,
+        num_rows,
+        num_outputs,
+        eps,
+        K=K,
+        HAS_BIAS=HAS_BIAS,
+        GATED=GATED,
+        NORM=NORM,
+        TILES=TILES,
+    )
 
 
+@overload
 def linear_rows(
     x: Tensor,
     weight: Tensor,
@@ -177,23 +190,56 @@ def linear_rows(
     out: Tensor | None = None,
     gated: bool = False,
     add: bool = False,
+    norm_weight: None = None,
+    squares: Tensor | None = None,
+    eps: float = 0.0,
     config: RowsConfig | None = None,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def linear_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor,
+    add: Literal[True],
+    norm_weight: Tensor,
+    config: RowsConfig | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def linear_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    gated: bool = False,
+    add: bool = False,
+    norm_weight: Tensor | None = None,
+    squares: Tensor | None = None,
+    eps: float = 0.0,
+    config: RowsConfig | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Return ``x @ weight.T + bias`` for ``x [T, K]`` of few rows, in ``out`` (contiguous) where it is given.
 
     ``gated`` takes the first half of the outputs as gate of the second (``silu(gate) * up``); ``add`` adds to what
     ``out`` holds. Products on one device must not run at the same time: they share the counters by which the last part
-    of a strip knows itself. Raises ``ValueError`` on unfit shapes or strides, and
-    on a gated sum.
+    of a strip knows itself. Raises ``ValueError`` on unfit shapes, strides or types, and on what does not go together.
+
+    With a ``norm_weight [N]`` a sum comes back, besides in ``out``, as what the next product makes its norm of: ``scaled
+    [T, N]``, ``out`` times that weight, and ``squares [T, tiles]``, the sum of squares of each tile of a row of ``out``. Given
+    ``scaled`` as ``x`` with its ``squares`` and the norm's ``eps``, a product is that of the norm. Not for float16, in which
+    ``scaled`` could be too large.
     """
     num_rows, num_inputs = x.shape
     if num_inputs != weight.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
     if x.stride(1) != 1 or weight.stride(1) != 1 or (out is not None and not out.is_contiguous()):
         raise ValueError("the rows of x and weight, and out, must be contiguous")
-    if gated and add:
-        raise ValueError("a gated product cannot be added to what out holds")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    if reason := misfit_of_norm(
+        x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares
+    ):
+        raise ValueError(reason)
     config = config or rows_config(num_rows, num_outputs, num_inputs, gated=gated)
     if out is None:
         out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
@@ -206,6 +252,12 @@ def linear_rows(
         size = config.splits * (2 if gated else 1) * rows * num_outputs
         parts = torch.empty(size, dtype=torch.float32, device=x.device)
         arrivals = _arrivals(x.device)
+    scaled, tiles = out, 0
+    if norm_weight is not None:
+        scaled = torch.empty_like(out)
+        squares = torch.empty((num_rows, strips), dtype=torch.float32, device=x.device)
+    elif squares is not None:
+        tiles = squares.shape[1]
     overlap = overlaps_launches(x.device)
     per_split = triton.cdiv(triton.cdiv(num_inputs, config.span), config.splits) * config.span
     _linear_rows_kernel[(strips, config.splits)](
@@ -213,12 +265,16 @@ def linear_rows(
         weight,
         x if bias is None else bias,
         out,
+        out if norm_weight is None else norm_weight,
+        scaled,
+        out if squares is None else squares,
         parts,
         arrivals,
         num_rows,
         num_outputs,
         x.stride(0),
         weight.stride(0),
+        eps,
         K=num_inputs,
         ROWS=rows,
         STRIP=config.strip,
@@ -231,12 +287,17 @@ def linear_rows(
         HAS_BIAS=bias is not None,
         GATED=gated,
         ADD=add,
+        NORM=norm_weight is not None,
+        TILES=tiles,
+        TILES_SPAN=triton.next_power_of_2(max(tiles, 1)),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         OVERLAP=overlap,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **launch_options(overlap),
     )
+    if norm_weight is not None and squares is not None:
+        return scaled, squares
     return out
 
 

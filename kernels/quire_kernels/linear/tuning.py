@@ -69,6 +69,11 @@ class RowsConfig:
     """Whether strips begin at different inputs: 1 % of a product whose programs are many and short of nothing else."""
 
 
+def suits_folded_norm(num_weights: int) -> bool:
+    """Whether a norm beside a product of so many weights is better folded into it than launched. Not measured for large ones."""
+    return num_weights <= _MAX_FEW_ROWS_WEIGHTS
+
+
 def suits_few_rows(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> bool:
     """Whether a product of 2 rows or more is faster here than in the library; `gated` ones have twice the weights."""
     if num_rows > _MAX_FEW_ROWS:
@@ -130,55 +135,44 @@ def _width_config(num_outputs: int, *, gated: bool) -> RowsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BetweenConfig:
-    """How all products between two attentions are cut in one launch: programs, that all are there at once, and inputs of
-    a warp in a chunk.
+class HeldConfig:
+    """How a product is cut whose weights are held before its input is there: outputs per program, inputs of a load (a power
+    of two, at least 16 for each warp) and rows per program.
     """
 
-    num_programs: int
-    span: int
+    strip: int
+    chunk: int
+    rows: int = 16
+    num_warps: int = 8
 
 
-_BETWEEN_MAX_ROWS = 8
-"""Whole steps of a 0.6B shape take 0.89 ms instead of 1.04 with 2 rows, 0.91 instead of 1.10 with 4, 1.05 instead of 1.13 with 8.
-With 16 rows it is 1.28 and 1.31 (after 40 tokens 1.03 and 1.01), and with 32 and 64 one launch is slower than six."""
+_HELD_ELEMENTS = 64 << 10
+"""Of weights, in half of a multiprocessor's registers."""
+_HELD_PROGRAMS = 128
+_MAX_HELD_STRIP = 64
+_MIN_HELD_CHUNK, _MAX_HELD_CHUNK = 128, 2048
+_MAX_HELD_INPUTS = 3072
+"""Of 16 rows, which a program's shared memory holds whole (96 KB)."""
 
-_BETWEEN_CHUNK = 1024  # inputs: 128 for each of eight warps
-_BETWEEN_TILE = 8  # outputs
-_BETWEEN_MAX_PIECES = 6
-"""Tiles times chunks of a program in one product, whose weights its registers hold beside inputs."""
 
+def held_config(num_rows: int, num_outputs: int, num_inputs: int) -> HeldConfig | None:
+    """Settings for a product of 2 to 64 rows by a small weight, without gates, that is faster with it held, or None: about a
+    program for each multiprocessor, each for 16 rows. From 17 rows on products of many outputs are faster by `tiles_hopper`.
 
-def between_config(
-    num_rows: int,
-    *,
-    q_size: int,
-    hidden_size: int,
-    intermediate_size: int,
-    num_outputs: int,
-    num_multiprocessors: int,
-) -> BetweenConfig | None:
-    """Settings for one launch of all that lies between two attentions, or None where it does not fit or pay.
-
-    ``q_size`` is the number of heads times their size, ``num_outputs`` that of the next queries, keys and values.
+    With gates by `tiles_hopper` and norms folded in, a layer of the 0.6B shape with attention over 600 tokens takes 21.3 us
+    instead of 24.1 (all in one launch) at 2 rows, 23.7 instead of 28.6 at 8, 28.6 instead of 38.3 (six launches) at 16, 39.2
+    instead of 49.5 at 32, 61.4 instead of 65.3 at 64.
     """
-    if not 2 <= num_rows <= _BETWEEN_MAX_ROWS or any(
-        size % _BETWEEN_CHUNK for size in (q_size, hidden_size, intermediate_size)
-    ):
+    chunk = min(num_inputs & -num_inputs, _MAX_HELD_CHUNK)
+    groups = -(-num_rows // 16)
+    if chunk < _MIN_HELD_CHUNK or num_inputs > _MAX_HELD_INPUTS or num_rows > _MAX_FEW_ROWS:
         return None
-    num_programs = hidden_size // _BETWEEN_TILE
-    if num_programs > num_multiprocessors or intermediate_size % hidden_size or num_outputs % hidden_size:
+    if num_outputs * num_inputs > _MAX_FEW_ROWS_WEIGHTS or (groups > 1 and num_outputs >= _WIDE_OUTPUTS):
         return None
-    chunks = hidden_size // _BETWEEN_CHUNK
-    pieces = (
-        q_size // _BETWEEN_CHUNK,
-        intermediate_size // _BETWEEN_CHUNK,
-        2 * intermediate_size // hidden_size * chunks,
-        num_outputs // hidden_size * chunks,
-    )
-    if max(pieces) > _BETWEEN_MAX_PIECES:
+    strip = max(8, 1 << (-(-num_outputs * groups // _HELD_PROGRAMS) - 1).bit_length())
+    if strip > _MAX_HELD_STRIP or strip * num_inputs > _HELD_ELEMENTS:
         return None
-    return BetweenConfig(num_programs=num_programs, span=_BETWEEN_CHUNK // 8)
+    return HeldConfig(strip=strip, chunk=chunk)
 
 
 _MAX_TILE_ROWS = 256
@@ -201,7 +195,7 @@ class TilesConfig:
 
 
 def suits_tiles(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> bool:
-    """Whether a product of more rows than `suits_few_rows` takes is faster by `tiles_hopper` than by the library.
+    """Whether a product that is not for `held_config` is faster by `tiles_hopper` than by the library, or by `suits_few_rows`.
 
     A layer of the 0.6B shape with its norms takes 22.3 us instead of 32.8 at 96 rows, 24.6 instead of 34.6 at 144, 29.0
     instead of 36.6 at 256, as the next product's weights are copied while this one ends. Large weights gain nothing: a
@@ -211,21 +205,19 @@ def suits_tiles(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
     return num_rows <= _MAX_TILE_ROWS and weights <= _MAX_FEW_ROWS_WEIGHTS
 
 
-_MIN_ROWS_OF_FACTORS = _MAX_FEW_ROWS + 1
-"""A layer of the 0.6B shape takes 1.4 us less with factors at 96 rows, 2.9 at 144, 1.4 at 256, and a whole step of 140 rows 85."""
-
-
-def suits_row_factors(num_rows: int) -> bool:
-    """Whether a norm between two products of ours is better folded into them, as a factor of each row, than launched."""
-    return num_rows >= _MIN_ROWS_OF_FACTORS
-
-
 def tiles_config(num_rows: int, num_outputs: int, *, gated: bool) -> TilesConfig:
     """Settings for a product of up to 256 rows: few bytes for each multiprocessor, since it takes in 112 of them a
     nanosecond, however few others do; hence programs for all of them, but no second one that starts late.
     """
     whole = -(-num_rows // 16) * 16
     half = -(-num_rows // 32) * 16
+    if num_rows <= _MAX_FEW_ROWS:
+        if gated:
+            # With six stages the programs of the product before fit beside it; at 17 to 32 rows that was not measured.
+            return TilesConfig(
+                outs=64, rows=whole, unroll=False, num_stages=None if 16 < num_rows <= 32 else 6
+            )
+        return TilesConfig(outs=64, rows=32, unroll=True)
     if gated:
         if whole <= _MAX_GATED_TILE:
             return TilesConfig(outs=64, rows=whole, unroll=False)

@@ -1,0 +1,110 @@
+"""What the Triton products of few rows fold in: bias, gate, addition to the residual, and a norm. Truth: `linear/reference.py`.
+
+The norm between a sum and the next product is halved. What adds to the residual also writes it scaled by the norm's weight,
+and the sum of squares of each row of its strip of outputs; the next product, whose inputs are the scaled rows, multiplies
+each row of its results by what the squares come to.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def sum_of_shares(shares):
+    """Add up ``shares [SHARES, rows, outputs]`` of warps, by halves of what a thread holds after one exchange: `tl.sum` goes
+    through shared memory once for every register.
+    """
+    SHARES: tl.constexpr = shares.shape[0]
+    ROWS: tl.constexpr = shares.shape[1]
+    STRIP: tl.constexpr = shares.shape[2]
+    total = tl.permute(shares, (1, 2, 0))
+    for halving in tl.static_range(1, 5):
+        if SHARES >> halving > 1:
+            first, second = tl.split(tl.reshape(total, (ROWS, STRIP, SHARES >> halving, 2)))
+            total = first + second
+    first, second = tl.split(total)
+    return first + second
+
+
+@triton.jit
+def load_squares(squares, row, num_rows, TILES: tl.constexpr, TILES_SPAN: tl.constexpr):
+    """The sums of squares ``[rows, TILES_SPAN]`` of what is to be normed."""
+    tile = tl.arange(0, TILES_SPAN)[None, :]
+    mask = (row < num_rows)[:, None] & (tile < TILES)
+    return tl.load(squares + row[:, None] * TILES + tile, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_results(
+    total,  # [rows, outputs] of this program
+    total_up,  # the same, used when GATED
+    row_squares,  # as of `load_squares`, used when TILES > 0
+    scale,  # [outputs] of this program, used when NORM
+    bias,
+    out,  # [num_rows, N]
+    scaled,  # [num_rows, N], written when NORM
+    squares,  # [num_rows, programs], written when NORM
+    row,
+    output,
+    num_rows,
+    num_outputs,
+    eps,
+    K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+    NORM: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Fold all that follows a product, or a sum with one, into it and store it, once for each strip of outputs."""
+    in_strip = output < num_outputs
+    target = row[:, None] * num_outputs + output[None, :]
+    mask = (row < num_rows)[:, None] & in_strip[None, :]
+    if TILES > 0:
+        factor = tl.rsqrt(tl.sum(row_squares, axis=1) / K + eps)[:, None]
+        total *= factor
+        if GATED:
+            total_up *= factor
+    if HAS_BIAS:
+        total += tl.load(bias + output, mask=in_strip, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        if HAS_BIAS:
+            total_up += tl.load(bias + num_outputs + output, mask=in_strip, other=0.0).to(tl.float32)[None, :]
+        total = total * tl.sigmoid(total) * total_up
+    rounded = total.to(out.dtype.element_ty)
+    tl.store(out + target, rounded, mask=mask)
+    if NORM:
+        values = tl.where(in_strip[None, :], rounded.to(tl.float32), 0.0)
+        tl.store(scaled + target, (values * scale[None, :]).to(scaled.dtype.element_ty), mask=mask)
+        strip_squares = squares + row * tl.num_programs(0) + tl.program_id(0)
+        tl.store(strip_squares, tl.sum(values * values, axis=1), mask=row < num_rows)
+
+
+def misfit_of_norm(
+    x: Tensor,
+    num_outputs: int,
+    *,
+    gated: bool,
+    add: bool,
+    norm_weight: Tensor | None,
+    squares: Tensor | None,
+) -> str | None:
+    """Why no norm can be folded in like this, or None."""
+    if gated and add:
+        return "a gated product cannot be added to a residual"
+    if norm_weight is not None:
+        if not add or squares is not None:
+            return "only a sum, without squares, can be scaled by a norm_weight"
+        if x.dtype == torch.float16:
+            return f"rows are {x.dtype}, in which a scaled sum could be too large"
+        if norm_weight.shape != (num_outputs,) or not norm_weight.is_contiguous():
+            return (
+                f"norm_weight has shape {tuple(norm_weight.shape)}; it must be ({num_outputs},), contiguous"
+            )
+    if squares is not None:
+        if squares.dtype != torch.float32 or not squares.is_contiguous():
+            return f"squares are {squares.dtype} with strides {squares.stride()}; they must be float32, contiguous"
+        if squares.dim() != 2 or squares.shape[0] != x.shape[0]:
+            return f"squares has shape {tuple(squares.shape)}; it must be ({x.shape[0]}, tiles)"
+    return None
