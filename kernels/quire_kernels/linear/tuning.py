@@ -159,9 +159,9 @@ def held_config(num_rows: int, num_outputs: int, num_inputs: int) -> HeldConfig 
     """Settings for a product of 2 to 64 rows by a small weight, without gates, that is faster with it held, or None: about a
     program for each multiprocessor, each for 16 rows. From 17 rows on products of many outputs are faster by `tiles_hopper`.
 
-    With gates by `tiles_hopper` and norms folded in, a layer of the 0.6B shape with attention over 600 tokens takes 21.3 us
-    instead of 24.1 (all in one launch) at 2 rows, 23.7 instead of 28.6 at 8, 28.6 instead of 38.3 (six launches) at 16, 39.2
-    instead of 49.5 at 32, 61.4 instead of 65.3 at 64.
+    With gates by `tiles_hopper` and norms folded in, a layer of the 0.6B shape with attention over 600 tokens takes 29.0 us
+    instead of 38.3 at 16 rows, 40.0 instead of 49.5 at 32 and about 61.5 instead of 65.3 at 64. At 2 and 8 rows it takes 21.3
+    instead of 24.1 and 25.4 instead of 28.6 (all in one launch) with qkv by tiles too and more stages for gates.
     """
     chunk = min(num_inputs & -num_inputs, _MAX_HELD_CHUNK)
     groups = -(-num_rows // 16)
