@@ -33,6 +33,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire_kernels.linear.boxes import misfit_of_boxes
+from quire_kernels.linear.folding import misfit_of_norm
 from quire_kernels.linear.tuning import TilesConfig, tiles_config
 from quire_kernels.overlap import launch_options, overlaps_launches
 
@@ -399,7 +400,7 @@ def linear_tiles_hopper(
     if out is not None and not out.is_contiguous():
         raise ValueError(f"out has strides {out.stride()}; it must be contiguous")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    if reason := _misfit_of_norm(
+    if reason := misfit_of_norm(
         x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares
     ):
         raise ValueError(reason)
@@ -468,35 +469,6 @@ def _misfit(x: Tensor, weight: Tensor) -> str | None:
         return f"weight has {num_weights} rows; they must be whole tiles of {_WEIGHTS}"
     if num_inputs % _MAX_WIDTH:
         return f"weight has {num_inputs} inputs; they must be whole tiles of {_MAX_WIDTH}"
-    return None
-
-
-def _misfit_of_norm(
-    x: Tensor,
-    num_outputs: int,
-    *,
-    gated: bool,
-    add: bool,
-    norm_weight: Tensor | None,
-    squares: Tensor | None,
-) -> str | None:
-    """Why no norm can be made of what follows a sum, or before a product, or None."""
-    if gated and add:
-        return "a gated product cannot be added to a residual"
-    if norm_weight is not None:
-        if not add or squares is not None:
-            return "only a sum, without squares, can be scaled by a norm_weight"
-        if x.dtype == torch.float16:
-            return f"rows are {x.dtype}, in which a scaled sum could be too large"
-        if norm_weight.shape != (num_outputs,) or not norm_weight.is_contiguous():
-            return (
-                f"norm_weight has shape {tuple(norm_weight.shape)}; it must be ({num_outputs},), contiguous"
-            )
-    if squares is not None:
-        if squares.dtype != torch.float32 or not squares.is_contiguous():
-            return f"squares are {squares.dtype} with strides {squares.stride()}; they must be float32, contiguous"
-        if squares.dim() != 2 or len(squares) != len(x):
-            return f"squares has shape {tuple(squares.shape)}; it must be ({len(x)}, tiles)"
     return None
 
 
