@@ -93,7 +93,7 @@ def absent_gpu(capability: int) -> Generator[None]:
     """Within, kernels are chosen and compiled for a GPU of this capability (ten times major, plus minor)."""
     driver.set_active(AbsentDevice(capability))
     major = capability // 10
-    for told_once in (device.is_hopper, device.is_hopper_or_later):
+    for told_once in (device.is_hopper, device.holds_deep_pipelines):
         told_once.cache_clear()
     overlaps = [
         patch.object(module, "overlaps_launches", lambda device: major >= 9)

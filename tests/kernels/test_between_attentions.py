@@ -117,7 +117,7 @@ def test_the_kernel_that_was_fastest_is_taken(
 ) -> None:
     pytest.importorskip("quire_kernels.linear.tiles_hopper", exc_type=ImportError)
     monkeypatch.setattr(device, "runs_triton", lambda tensor: True)
-    monkeypatch.setattr(device, "is_hopper_or_later", lambda device: True)
+    monkeypatch.setattr(device, "holds_deep_pipelines", lambda device: True)
     monkeypatch.setattr(device, "is_hopper", lambda device: on_hopper)
     layer = weights(torch.bfloat16, "cpu")
     names = {"linear_held_rows": "held", "linear_tiles_hopper": "tiles", "linear_rows": "rows"}
@@ -133,7 +133,7 @@ def test_the_kernel_that_was_fastest_is_taken(
 
 def test_a_triton_without_gluon_takes_the_kernel_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "runs_triton", lambda tensor: True)
-    monkeypatch.setattr(device, "is_hopper_or_later", lambda device: True)
+    monkeypatch.setattr(device, "holds_deep_pipelines", lambda device: True)
     monkeypatch.setattr(device, "is_hopper", lambda device: True)
     monkeypatch.setattr(projection, "gluon_module", lambda name: None)
     x, weight = (torch.zeros(rows, HIDDEN, dtype=torch.bfloat16) for rows in (16, 2 * INNER))

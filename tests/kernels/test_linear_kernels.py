@@ -243,6 +243,19 @@ def test_norms_that_cannot_be_folded_are_refused(multiply: Callable[..., Any]) -
         multiply(x.half(), weight.half(), out=out.half(), add=True, norm_weight=norm_weight.half())
     with pytest.raises(ValueError, match=r"must be \(2, tiles\)"):
         multiply(x, weight, squares=squares[:1])
+    with pytest.raises(ValueError, match="cannot be added"):
+        multiply(x, weight, out=out, add=True, squares=squares)
+
+
+@pytest.mark.parametrize("multiply", [linear_rows, linear_held_rows])
+@pytest.mark.parametrize("unfit", ["row", "dtype", "strides"])
+def test_out_that_a_product_does_not_fit_is_refused(multiply: Callable[..., Any], unfit: str) -> None:
+    x, weight = random(2, 32, dtype=torch.float32), random(32, 32, dtype=torch.float32)
+    out = {"row": torch.empty(1, 32), "dtype": torch.empty(2, 32).half(), "strides": torch.empty(32, 2).T}[
+        unfit
+    ]
+    with pytest.raises(ValueError, match="out is"):
+        multiply(x, weight, out=out)
 
 
 def test_a_gated_sum_is_refused() -> None:
@@ -691,10 +704,11 @@ def test_unfit_shapes_of_some_hundred_rows_are_refused() -> None:
         ({"gated": True, "add": True}, "gated product cannot be added"),
         ({"add": False}, "only a sum"),
         ({"squares": torch.zeros(80, 2)}, "only a sum"),
+        ({"norm_weight": None, "squares": torch.zeros(80, 2)}, "cannot be added"),
         ({"norm_weight": torch.zeros(64)}, r"has shape \(64,\); it must be \(128,\)"),
-        ({"norm_weight": None, "squares": torch.zeros(79, 2)}, r"must be \(80, tiles\)"),
-        ({"norm_weight": None, "squares": torch.zeros(80, 4)[:, :2]}, "contiguous"),
-        ({"norm_weight": None, "squares": torch.zeros(80, 2).bfloat16()}, "float32"),
+        ({"add": False, "norm_weight": None, "squares": torch.zeros(79, 2)}, r"must be \(80, tiles\)"),
+        ({"add": False, "norm_weight": None, "squares": torch.zeros(80, 4)[:, :2]}, "contiguous"),
+        ({"add": False, "norm_weight": None, "squares": torch.zeros(80, 2).bfloat16()}, "float32"),
     ],
 )
 def test_norms_that_cannot_be_made_are_refused(changes: dict[str, Any], message: str) -> None:

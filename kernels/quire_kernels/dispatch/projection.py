@@ -142,7 +142,7 @@ def _our_product(
     num_rows, num_inputs = x.shape
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     sizes = (num_rows, num_outputs, num_inputs)
-    if not device.is_hopper_or_later(x.device):
+    if not device.holds_deep_pipelines(x.device):
         return None
     if not gated and held_config(*sizes):
         from quire_kernels.linear.held_rows import linear_held_rows

@@ -81,6 +81,18 @@ def store_results(
         tl.store(strip_squares, tl.sum(values * values, axis=1), mask=row < num_rows)
 
 
+def misfit_of_out(out: Tensor | None, x: Tensor, num_outputs: int) -> str | None:
+    """Why the product of ``x [T, K]`` cannot be written where it is asked for, or None."""
+    if out is None or (
+        out.shape == (x.shape[0], num_outputs) and out.dtype == x.dtype and out.is_contiguous()
+    ):
+        return None
+    return (
+        f"out is {out.dtype} of shape {tuple(out.shape)} with strides {out.stride()}; it must be {x.dtype} of shape "
+        f"{(x.shape[0], num_outputs)}, contiguous"
+    )
+
+
 def misfit_of_norm(
     x: Tensor,
     num_outputs: int,
@@ -93,6 +105,8 @@ def misfit_of_norm(
     """Why no norm can be folded in like this, or None."""
     if gated and add:
         return "a gated product cannot be added to a residual"
+    if add and norm_weight is None and squares is not None:
+        return "a product of a norm, given by its squares, cannot be added to a residual"
     if norm_weight is not None:
         if not add or squares is not None:
             return "only a sum, without squares, can be scaled by a norm_weight"

@@ -16,7 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_kernels.linear.folding import load_squares, misfit_of_norm, store_results, sum_of_shares
+from quire_kernels.linear.folding import (
+    load_squares,
+    misfit_of_norm,
+    misfit_of_out,
+    store_results,
+    sum_of_shares,
+)
 from quire_kernels.linear.tuning import RowsConfig, rows_config
 from quire_kernels.overlap import (
     finish_launching,
@@ -233,12 +239,14 @@ def linear_rows(
     num_rows, num_inputs = x.shape
     if num_inputs != weight.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
-    if x.stride(1) != 1 or weight.stride(1) != 1 or (out is not None and not out.is_contiguous()):
-        raise ValueError("the rows of x and weight, and out, must be contiguous")
+    if x.stride(1) != 1 or weight.stride(1) != 1:
+        raise ValueError("the rows of x and weight must be contiguous")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     if reason := misfit_of_norm(
         x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares
     ):
+        raise ValueError(reason)
+    if reason := misfit_of_out(out, x, num_outputs):
         raise ValueError(reason)
     config = config or rows_config(num_rows, num_outputs, num_inputs, gated=gated)
     if out is None:

@@ -33,7 +33,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire_kernels.linear.boxes import misfit_of_boxes
-from quire_kernels.linear.folding import misfit_of_norm
+from quire_kernels.linear.folding import misfit_of_norm, misfit_of_out
 from quire_kernels.linear.tuning import TilesConfig, tiles_config
 from quire_kernels.overlap import launch_options, overlaps_launches
 
@@ -397,12 +397,12 @@ def linear_tiles_hopper(
         raise ValueError(f"bias has shape {tuple(bias.shape)}; this kernel takes no bias")
     if reason := _misfit(x, weight):
         raise ValueError(reason)
-    if out is not None and not out.is_contiguous():
-        raise ValueError(f"out has strides {out.stride()}; it must be contiguous")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     if reason := misfit_of_norm(
         x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares
     ):
+        raise ValueError(reason)
+    if reason := misfit_of_out(out, x, num_outputs):
         raise ValueError(reason)
     config = config or tiles_config(num_rows, num_outputs, gated=gated)
     results = config.outs // 2 if gated else config.outs

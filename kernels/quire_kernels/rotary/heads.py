@@ -346,6 +346,9 @@ def rotary_embedding_cache(
 
     q, k and v may be slices of one fused projection; q, or k and v with their caches, may be of no head. Raises
     ``ValueError`` on unfit shapes or strides.
+
+    An ordinary launch, one that starts when all before it have ended, must lie between whatever wrote ``positions`` and
+    ``slot_mapping`` and this one, which reads them before the launch that makes q, k and v has ended.
     """
     (num_tokens, num_heads, head_dim), num_kv_heads = q.shape, k.shape[1]
     half = _checked_rotary_half(q, cos_sin)

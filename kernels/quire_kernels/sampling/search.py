@@ -6,6 +6,7 @@ is built bit by bit from the top over integers ordered as the floats are (a radi
 
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 _SERIES_LIMIT = tl.constexpr(2.0**-8)
@@ -99,7 +100,7 @@ def maxima_of_chunks(peaks, CHUNKS: tl.constexpr, PARTS: tl.constexpr):
 @triton.jit
 def highest_of_fours(values):
     """Return the maxima ``[N]`` of ``values [N, 4]`` in float32; of 16-bit ones two are compared at a time."""
-    if _INTERPRETED or values.dtype.primitive_bitwidth != 16:
+    if _INTERPRETED or values.dtype.primitive_bitwidth != 16 or not cuda_capability_geq(8, 0):
         return tl.max(values.to(tl.float32), axis=1)
     pairs = tl.reshape(values, [values.shape[0], 2, 2])
     left, right = tl.split(tl.permute(pairs, (0, 2, 1)))

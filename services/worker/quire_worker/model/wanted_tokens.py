@@ -55,9 +55,10 @@ def attend_for_wanted(
         no_query, k, v, rotary, inputs.positions, kv[0], kv[1], inputs.slot_mapping, **norms
     )
 
+    # Before the other lookup, an ordinary launch: a kernel that overlaps the one before it reads positions at once.
+    positions = inputs.positions.index_select(0, wanted)
     q = linear(normed.index_select(0, wanted), layer.qkv[:q_size], q_bias)
     q = q.view(-1, config.num_attention_heads, config.head_dim)
-    positions = inputs.positions.index_select(0, wanted)
     no_key, nowhere = q[:, :0], kv[:, :, :, :0]
     rotated = rotary_embedding_and_cache(
         q, no_key, no_key, rotary, positions, nowhere[0], nowhere[1], positions, **norms
