@@ -5,7 +5,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from quire_scheduler.core import CoreLimits
+import pytest
+from quire_scheduler.core import BeamParams, CoreLimits
 
 from quire.wire.plan import StepPlan
 from tests.core.driver import GROUP, CoreDriver, capacity_of
@@ -53,7 +54,22 @@ def test_nothing_is_capped_while_nothing_decodes() -> None:
     assert first is not None
     assert first.num_tokens == BUDGET
     assert second is not None
-    assert second.num_tokens >= BUDGET - 4, "a sequence whose last token is in flight decodes no more"
+    assert second.num_tokens == BUDGET, "a sequence whose last token is in flight decodes no more"
+
+
+@pytest.mark.parametrize(("cap", "num_prompts", "num_tokens"), [(CAP, 1, CAP + 4), (None, 9, BUDGET)])
+def test_beams_decode_though_none_of_them_has_a_foreseen_end(
+    cap: int | None, num_prompts: int, num_tokens: int
+) -> None:
+    driver = _driver(cap, depth=1)
+    driver.add("beams", _prompt(4), 50, n=4, beam_params=BeamParams(beam_width=4))
+    driver.step()
+    for number in range(num_prompts):
+        driver.add(f"prompt {number}", _prompt(1000), 1)
+    plan = driver.plan()
+    assert plan is not None
+    assert sorted(plan.scheduled_tokens)[:4] == [1] * 4
+    assert plan.num_tokens == num_tokens
 
 
 def test_backlog_lifts_the_cap_so_that_it_is_worked_off_in_a_few_steps() -> None:
