@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from quire_kernels import pack_linear_weight
 from quire_scheduler.core import Sampling
 from quire_worker.loading import LoadedModel
 from quire_worker.model import decoder, wanted_tokens, weights
 from quire_worker.model.step_inputs import StepInputs
+from quire_worker.step_shape import StepShape
 from torch import Tensor
 
 from tests.worker.driver import Driver
-from tests.worker.tiny_model import MAX_MODEL_LEN, VOCAB_SIZE, load_tiny, make_tiny_model
+from tests.worker.tiny_model import MAX_MODEL_LEN, VOCAB_SIZE, load_tiny, make_tiny_model, step_over
 
 _TOLERANCE = 1e-4
 _WINDOW = 48
@@ -66,6 +68,34 @@ def test_few_tokens_for_each_that_is_wanted_are_not_worth_it(
     assert narrowed == []
     driver.generate([([4] * 33, Sampling(max_tokens=1)) for _ in range(4)])
     assert narrowed == [(132, 4)]
+
+
+@pytest.mark.parametrize(("num_layers", "narrowed_steps"), [(1, []), (2, [(64, 4)])])
+def test_a_step_of_padding_alone_may_be_narrowed_where_a_layer_lies_before_the_last(
+    num_layers: int, narrowed_steps: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such steps are taken before graphs are captured; their rows want the logits of a token of no sequence."""
+    make_tiny_model(tmp_path, "llama")
+    step = step_over(tmp_path, num_layers=num_layers)
+    narrowed = _count_narrowed(monkeypatch)
+    monkeypatch.setattr(wanted_tokens, "_MANY_TOKENS", 64)
+    shape = StepShape(64, 4, False, 128)
+    step.batch.load_padding(shape)
+    step.forward(shape)
+    assert narrowed == narrowed_steps
+    assert step.logits(4).isfinite().all()
+    assert not step.kv_cache[:, :, 1:].any(), "what is not scratch was written"
+
+
+def test_packed_weights_are_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny_model(tmp_path, "llama")
+    monkeypatch.setattr(weights, "pack_linear_weight", pack_linear_weight)
+    monkeypatch.setattr(wanted_tokens, "_MANY_TOKENS", 64)
+    narrowed = _count_narrowed(monkeypatch)
+    step, shape = step_over(tmp_path, num_layers=2), StepShape(64, 4, False, 128)
+    step.batch.load_padding(shape)
+    step.forward(shape)
+    assert narrowed == ([] if pack_linear_weight(torch.zeros(64, 64)).is_mkldnn else [(64, 4)])
 
 
 def _count_narrowed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:

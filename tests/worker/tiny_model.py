@@ -1,11 +1,18 @@
 """Tiny random models in Hugging Face form: the reference of the tests and the directory that the worker loads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from quire_worker.device_batch import DeviceBatch
+from quire_worker.device_step import DeviceStep
+from quire_worker.kv_cache import CacheShape, allocate_cache
 from quire_worker.loading import LoadedModel, load_model
+from quire_worker.model.config import parse_model_config
+from quire_worker.model.decoder import Decoder
+from quire_worker.model.rope import rotary_table
+from quire_worker.model.weights import dummy_weights
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -20,6 +27,7 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from quire.config import WorkerConfig
+from quire.model_files import read_json
 
 VOCAB_SIZE = 320
 MAX_MODEL_LEN = 768
@@ -87,3 +95,26 @@ def load_tiny(directory: Path, **settings: Any) -> LoadedModel:
     return load_model(
         WorkerConfig(model=str(directory), device="cpu", dtype="float32", **(defaults | settings))
     )
+
+
+def step_over(directory: Path, *, num_layers: int, max_num_tokens: int = 64) -> DeviceStep:
+    """A step of up to four rows over the first layers, of other random weights, and no scheduler."""
+    model = parse_model_config(read_json(directory / "config.json"))
+    model = replace(model, num_hidden_layers=num_layers, sliding_windows=model.sliding_windows[:num_layers])
+    device, dtype, max_model_len = torch.device("cpu"), torch.float32, 128
+    cache = CacheShape(model=model, dtype=dtype, block_size=16)
+    batch = DeviceBatch(
+        max_num_seqs=4,
+        max_num_tokens=max_num_tokens,
+        max_blocks=max_model_len // cache.block_size,
+        vocab_size=model.vocab_size,
+        device=device,
+    )
+    rotary = rotary_table(
+        model.rope,
+        head_dim=model.head_dim,
+        max_position_embeddings=model.max_position_embeddings,
+        max_model_len=max_model_len,
+    )
+    decoder = Decoder(model, dummy_weights(model, 0, dtype, device), rotary)
+    return DeviceStep(decoder, allocate_cache(cache, 8, device), batch, max_num_seqs=4)
