@@ -1,6 +1,7 @@
 """The product of many rows on Hopper and what it folds in, against torch references."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from quire_kernels import dispatch
+from quire_kernels.dispatch import projection
 from quire_kernels.linear import reference
 from quire_kernels.linear.tiling import (
+    MANY_ROWS,
     TALL,
     TALL_GATED,
     WIDE,
@@ -186,6 +189,76 @@ def test_projection_chooses_the_kernel_that_rotates_and_graphs_equal_it() -> Non
         assert torch.equal(places.k_cache.nan_to_num(), held[0].nan_to_num())
         assert torch.equal(places.v_cache.nan_to_num(), held[1].nan_to_num())
     assert dispatch.project_heads(x[:64], weight, None, head_places(64, 8)).shape == (64, 6144)
+
+
+class HeadsKernel:
+    """As the module of the kernel is to the dispatch: it suits all that it is asked for."""
+
+    def suits_heads(self, *_: Any) -> bool:
+        return True
+
+    def linear_many_rows_heads(self, x: Tensor, *_: Any) -> Tensor:
+        return x[:, :1]
+
+    def suits(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    def linear_many_rows(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x[:, :2]
+
+
+@pytest.fixture
+def heads_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "gluon_module", lambda name: HeadsKernel())
+    monkeypatch.setattr(dispatch.device, "runs_triton", lambda tensor: True)
+    monkeypatch.setattr(dispatch.device, "is_hopper", lambda device: True)
+
+
+@pytest.mark.usefixtures("heads_kernel")
+@pytest.mark.parametrize(
+    ("changes", "rotates"),
+    [
+        ({}, True),
+        ({"num_rows": MANY_ROWS - 1}, False),
+        ({"dtype": torch.float32}, False),
+        ({"bias": torch.zeros(384)}, False),
+        ({"told": False}, False),
+    ],
+    ids=["many rows", "fewer rows", "float32", "a bias", "not told where"],
+)
+def test_heads_are_rotated_by_their_projection_where_it_can(
+    changes: dict[str, Any], rotates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {"num_rows": MANY_ROWS, "dtype": torch.bfloat16, "bias": None, "told": True, **changes}
+    x, weight = (torch.zeros(size, 64, dtype=case["dtype"]) for size in (case["num_rows"], 384))
+    places = head_places(case["num_rows"], 1, device="cpu") if case["told"] else None
+    monkeypatch.setattr(projection, "linear", lambda x, weight, bias: x)
+    made = dispatch.project_heads(x, weight, case["bias"], places)
+    assert made.shape == (case["num_rows"], 1 if rotates else 64)
+
+
+@pytest.mark.usefixtures("heads_kernel")
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_products_of_many_rows_with_a_bias_are_of_the_library(
+    with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "_our_product", lambda *_, **__: None)
+    x, weight = (torch.zeros(size, 64, dtype=torch.bfloat16) for size in (MANY_ROWS, 384))
+    made = dispatch.linear(x, weight, weight[:, 0] if with_bias else None)
+    assert made.shape == (MANY_ROWS, 384 if with_bias else 2)
+
+
+@pytest.mark.usefixtures("heads_kernel")
+def test_a_projection_behind_a_norm_is_told_where_heads_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(MANY_ROWS, 64, dtype=torch.bfloat16)
+    monkeypatch.setattr(projection, "_our_product", lambda *_, **__: None)
+    for name in ("linear_add_", "gated_linear", "rms_norm"):
+        monkeypatch.setattr(projection, name, lambda *_: x)
+    layer = dict.fromkeys(("o", "post_norm", "gate_up", "down", "input_norm", "qkv"), x)
+    no_bias = dict.fromkeys(("o_bias", "gate_up_bias", "down_bias", "qkv_bias"))
+    places = head_places(MANY_ROWS, 1, device="cpu")
+    made = dispatch.between_attentions(x, x, **layer, **no_bias, eps=1e-5, places=places)
+    assert made.shape == (MANY_ROWS, 1)
 
 
 @pytest.mark.parametrize(
