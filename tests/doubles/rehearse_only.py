@@ -6,6 +6,7 @@ python -m tests.doubles.rehearse_only 90
 import json
 import random
 import sys
+from unittest.mock import patch
 
 from tests.doubles.compile_only import (  # first: it says that kernels are to be compiled
     MAX_MODEL_LEN,
@@ -22,6 +23,7 @@ import torch
 from quire_kernels.compilation import NotedKernel, compiled_beside, noted_launches
 from quire_worker.assembly import largest_shape
 from quire_worker.device_step import DeviceStep
+from quire_worker.model import wanted_tokens
 from quire_worker.rehearsal import changes_of, noted_kernels, unfilled_step
 from quire_worker.step_shape import ShapeTable
 
@@ -42,7 +44,8 @@ _SHAPES = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN, _GRAPH_TOKEN_L
 def main(capability: int) -> None:
     """Prints the names of what was rehearsed, missed, and noted again after being compiled."""
     cache = small_cache(torch.bfloat16)
-    with absent_gpu(capability):
+    # The largest step here has fewer tokens than those whose last layer attends for the wanted alone.
+    with absent_gpu(capability), patch.object(wanted_tokens, "_MANY_TOKENS", _GRAPH_TOKEN_LIMIT):
         largest = largest_shape(_CONFIG, MAX_MODEL_LEN)
         unfilled = unfilled_step(cache, _CONFIG, MAX_MODEL_LEN, torch.bfloat16, small_rotary())
         rehearsed = noted_kernels(unfilled, _SHAPES, largest)
@@ -62,9 +65,9 @@ def main(capability: int) -> None:
 
 
 def _take_steps(step: DeviceStep, chance: random.Random) -> None:
-    """Steps of any size, as plans would have them."""
-    for _ in range(_NUM_STEPS):
-        num_rows = chance.randint(1, MAX_NUM_SEQS)
+    """Steps of any size, as plans would have them; every sixth of few rows."""
+    for number in range(_NUM_STEPS):
+        num_rows = chance.randint(1, MAX_NUM_SEQS if number % 6 else 48)
         num_tokens = chance.randint(num_rows, MAX_NUM_TOKENS)
         is_decode = chance.random() < 0.5
         shape = _SHAPES.shape_of(
