@@ -60,17 +60,38 @@ class Decoder:
 
         `kv_cache` is `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` and is written in place.
         """
-        weights, eps = self._weights, self._config.rms_norm_eps
+        weights, wanted = self._weights, inputs.logits_rows
+        narrow = suits_wanted_alone(inputs, weights)
+        num_whole = len(weights.layers) - (1 if narrow else 0)
+        residual, attended = self._through_layers(num_whole, inputs, kv_cache)
+        if narrow:
+            residual = self._after_attention(weights.layers[-2], residual, attended)
+            layer = weights.layers[-1]
+            normed = rms_norm(residual, layer.input_norm, self._config.rms_norm_eps)
+            attended = attend_for_wanted(
+                layer, normed, inputs, kv_cache[num_whole], config=self._config, rotary=self._rotary
+            )
+        elif wanted is not None:
+            # The cache is complete: only rows whose logits are wanted go on.
+            attended = attended.index_select(0, wanted)
+        if wanted is not None:
+            residual = residual.index_select(0, wanted)
+        residual = self._after_attention(weights.layers[-1], residual, attended)
+        linear(rms_norm(residual, weights.norm, self._config.rms_norm_eps), weights.lm_head, out=logits)
+
+    def _through_layers(self, num_layers: int, inputs: StepInputs, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the first layers up to the attention of the last of them; the residual before it, and its outcome."""
+        weights, windows, eps = self._weights, self._config.sliding_windows, self._config.rms_norm_eps
         schedules = self._schedules(inputs, kv_cache)
         # An ordinary launch, which waits for all before it: what layers find in the tables and the cache is settled.
         residual = _embedded(inputs.token_ids, weights.embedding)
         layer = weights.layers[0]
         places = self._places(layer, inputs, kv_cache[0])
         heads = project_heads(rms_norm(residual, layer.input_norm, eps), layer.qkv, layer.qkv_bias, places)
-        narrow = suits_wanted_alone(inputs, weights)
-        for index, following in enumerate(weights.layers[1 : -1 if narrow else None]):
-            window = self._config.sliding_windows[index]
-            attended = self._attention(layer, heads, inputs, kv_cache[index], window, schedules[window])
+        for index, following in enumerate(weights.layers[1:num_layers]):
+            attended = self._attention(
+                layer, heads, inputs, kv_cache[index], windows[index], schedules[windows[index]]
+            )
             heads = between_attentions(
                 residual,
                 attended,
@@ -88,23 +109,10 @@ class Decoder:
                 places=self._places(following, inputs, kv_cache[index + 1]),
             )
             layer = following
-        index = len(weights.layers) - (2 if narrow else 1)
-        window = self._config.sliding_windows[index]
-        attended = self._attention(layer, heads, inputs, kv_cache[index], window, schedules[window])
-        if narrow:
-            residual = self._after_attention(layer, residual, attended)
-            layer = weights.layers[-1]
-            normed = rms_norm(residual, layer.input_norm, eps)
-            attended = attend_for_wanted(
-                layer, normed, inputs, kv_cache[index + 1], config=self._config, rotary=self._rotary
-            )
-        elif inputs.logits_rows is not None:
-            # The cache is complete: only rows whose logits are wanted go on.
-            attended = attended.index_select(0, inputs.logits_rows)
-        if inputs.logits_rows is not None:
-            residual = residual.index_select(0, inputs.logits_rows)
-        residual = self._after_attention(layer, residual, attended)
-        linear(rms_norm(residual, weights.norm, eps), weights.lm_head, out=logits)
+        window = windows[num_layers - 1]
+        return residual, self._attention(
+            layer, heads, inputs, kv_cache[num_layers - 1], window, schedules[window]
+        )
 
     def _after_attention(self, layer: LayerWeights, residual: Tensor, attended: Tensor) -> Tensor:
         """The rest of a layer."""
