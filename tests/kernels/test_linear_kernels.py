@@ -587,24 +587,25 @@ def test_only_products_of_few_rows_that_were_faster_are_taken(
 
 
 @pytest.mark.parametrize(
-    ("num_outputs", "num_inputs", "gated", "strip", "shares"),
+    ("num_outputs", "num_inputs", "gated", "strip", "shares", "ahead", "rotate"),
     [
-        (4096, 4096, False, 32, 4),
-        (4096, 14336, False, 32, 4),
-        (4224, 4096, False, 32, 4),
-        (4225, 4096, False, 16, 4),
-        (6144, 4096, False, 16, 4),
-        (65535, 4096, False, 16, 4),
-        (65536, 4096, False, 64, 1),
-        (14336, 4096, True, 32, 1),
+        (4096, 4096, False, 32, 4, 512, False),
+        (4096, 14336, False, 32, 4, 512, False),
+        (4224, 4096, False, 32, 4, 512, False),
+        (4225, 4096, False, 16, 4, 512, False),
+        (6144, 4096, False, 16, 4, 512, False),
+        (65535, 4096, False, 16, 4, 512, False),
+        (65536, 4096, False, 64, 1, 512, True),
+        (14336, 4096, True, 32, 1, 128, True),
     ],
 )
 def test_weights_of_a_measured_width_are_cut_for_few_rows_as_was_fastest(
-    num_outputs: int, num_inputs: int, gated: bool, strip: int, shares: int
+    num_outputs: int, num_inputs: int, gated: bool, strip: int, shares: int, ahead: int, rotate: bool
 ) -> None:
     for num_rows in (2, 16):
         config = rows_config(num_rows, num_outputs, num_inputs, gated=gated)
         assert (config.strip, config.shares, config.splits) == (strip, shares, 1)
+        assert (config.ahead, config.rotate) == (ahead, rotate)
         buffers = (config.num_stages - 1) * 2 * config.span * (config.strip * (2 if gated else 1) + 16)
         programs = -(-num_outputs // config.strip)
         assert buffers <= 200 << 10, "what a multiprocessor has"

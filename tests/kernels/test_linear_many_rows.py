@@ -341,6 +341,7 @@ def test_every_tile_is_whole_or_in_pieces_for_idle_multiprocessors(
 def test_tiles_are_tall_from_where_that_was_faster(gated: bool, tall: ManyRowsConfig) -> None:
     configs = [many_rows_config(num_rows, gated=gated) for num_rows in (1, 1024, 4095, 4096, 8192)]
     assert configs == [WIDE, WIDE, WIDE, tall, tall]
+    assert tall.to_and_fro == gated
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from quire_worker.model import decoder, wanted_tokens, weights
 from quire_worker.model.step_inputs import StepInputs
 from quire_worker.step_shape import StepShape
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.worker.driver import Driver
 from tests.worker.tiny_model import MAX_MODEL_LEN, VOCAB_SIZE, load_tiny, make_tiny_model, step_over
@@ -96,6 +97,37 @@ def test_packed_weights_are_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     step.batch.load_padding(shape)
     step.forward(shape)
     assert narrowed == ([] if pack_linear_weight(torch.zeros(64, 64)).is_mkldnn else [(64, 4)])
+
+
+def test_positions_are_settled_before_the_queries_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rotation of the queries reads them before its own wait: a lookup, an ordinary launch, must lie between."""
+    make_tiny_model(tmp_path, "llama")
+    loaded = load_tiny(tmp_path, max_model_len=MAX_MODEL_LEN, num_gpu_blocks_override=256)
+    monkeypatch.setattr(wanted_tokens, "_MANY_TOKENS", 64)
+    looked_up: list[int] = []
+
+    def noted(*arguments: Any, **options: Any) -> Tensor:
+        with _NotedLookups(looked_up):
+            return wanted_tokens.attend_for_wanted(*arguments, **options)
+
+    monkeypatch.setattr(decoder, "attend_for_wanted", noted)
+    Driver.of(loaded).generate([([4] * 80, Sampling(max_tokens=1))])
+    assert looked_up[:2] == [1, 2]
+
+
+class _NotedLookups(TorchDispatchMode):
+    """Notes the number of dimensions of what is looked up."""
+
+    def __init__(self, looked_up: list[int]) -> None:
+        super().__init__()
+        self._looked_up = looked_up
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index_select.default:
+            self._looked_up.append(args[0].dim())
+        return func(*args, **(kwargs or {}))
 
 
 def _count_narrowed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
