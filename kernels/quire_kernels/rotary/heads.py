@@ -170,6 +170,7 @@ def _rotary_embedding_heads_kernel(
 ):
     token = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, HEADS)[:, None]
+    # All rows are of one token: each has the same places, added up to its shape.
     _rotate_heads(
         x + token * x_token_stride + 0 * row,
         out + token * num_heads * HEAD_DIM + 0 * row,

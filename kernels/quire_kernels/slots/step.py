@@ -187,6 +187,7 @@ def advance_slots(
     state: SlotState, rows: StepRows, tokens: Tensor, drawn: Tensor, masked: MaskedStops | None = None
 ) -> None:
     """See `reference.advance_slots`."""
+    # Where nothing was masked the kernel reads none of the places that follow; whatever tensor is at hand stands for them.
     saved = masked.saved if masked else None
     logits = masked.logits if masked else tokens
     overlap = overlaps_launches(tokens.device)
