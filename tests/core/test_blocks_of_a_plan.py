@@ -4,7 +4,7 @@ import pytest
 from quire_scheduler.core import CoreLimits
 
 from quire.wire.plan import StepPlan
-from tests.core.driver import CoreDriver, capacity_of
+from tests.core.driver import GROUP, CoreDriver, capacity_of
 
 BLOCK_SIZE = 4
 
@@ -80,3 +80,21 @@ def test_blocks_that_a_later_chunk_fills_are_found_by_later_plans_alone() -> Non
     plan, num_cached = _admitted(driver)
     assert plan.scheduled_tokens[0] == 2 * BLOCK_SIZE + 1
     assert num_cached == 4 * BLOCK_SIZE
+
+
+def test_names_and_counts_of_blocks_wait_until_their_step_is_in_flight() -> None:
+    driver = CoreDriver(capacity_of(block_size=BLOCK_SIZE), CoreLimits(pipeline_depth=2))
+    driver.add("first", list(range(3 * BLOCK_SIZE + 1)), 1)
+    blocks = _granted(_planned(driver), 0)
+    pool = driver.core._groups[GROUP].kv.pool
+    assert not any(pool._names.names[block] or pool._num_holders[block] for block in blocks)
+    assert driver.plan() is None
+    assert [pool._num_holders[block] for block in blocks] == [1] * 4
+    assert sum(pool._names.names[block] > 0 for block in blocks) == 3
+
+    driver.answer()
+    assert [pool._num_holders[block] for block in blocks] == [1] * 4, "its end is told first"
+    driver.add("second", [1], 1)
+    driver.plan()
+    driver.plan()
+    assert [pool._num_holders[block] for block in sorted(blocks)[:3]] == [0] * 3

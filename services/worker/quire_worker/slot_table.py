@@ -114,7 +114,9 @@ class SlotTable:
         self._block_size = block_size
         self._max_model_len = max_model_len
         self._max_table_blocks = -(-max_model_len // block_size)
-        self._tables: list[list[int]] = [[] for _ in range(max_num_seqs)]
+        self._tables = [array("i") for _ in range(max_num_seqs)]
+        self._indexes = array("i", range(self._max_table_blocks))
+        """Of a table's blocks, to be cut from."""
         self._given_tokens: list[Ints] = [np.empty(0, np.int64)] * max_num_seqs
         """Per slot the tokens it was admitted with; later ones stay on the device."""
         self._num_given = np.zeros(max_num_seqs, dtype=np.int64)
@@ -277,7 +279,7 @@ class SlotTable:
         self._check_biases(admission)
         self._is_used[slot] = True
         self._given_tokens[slot] = token_ids
-        self._tables[slot] = []
+        self._tables[slot] = array("i")
         self._num_given[slot] = self._num_known[slot] = num_tokens
         self._num_computed[slot] = admission.num_computed_tokens
         self._num_table_blocks[slot] = 0
@@ -321,27 +323,29 @@ class SlotTable:
 
     def _grant(self, grants: "array[int]") -> Grants:
         """Appends blocks to tables; those for one slot come together, hundreds of them for a cached prompt."""
-        slots, kv_groups, blocks = grants[0::3], grants[1::3], grants[2::3].tolist()
-        for kv_group in set(kv_groups):
-            self._check_kv_group(kv_group)
+        slots, kv_groups, blocks = grants[0::3], grants[1::3], grants[2::3]
+        if any(kv_groups):
+            self._check_kv_group(next(filter(None, kv_groups)))
         if blocks:
-            self._checked_block(min(blocks))
-            self._checked_block(max(blocks))
-        indexes: list[int] = []
+            ids = blocks.tolist()
+            self._checked_block(min(ids))
+            self._checked_block(max(ids))
+        indexes = array("i")
         for slot, run in groupby(slots):
             table = self._tables[self._used(slot)]
-            start = len(table)
-            stop = start + len(list(run))
+            at, start = len(indexes), len(table)
+            num_blocks = len(list(run))
+            stop = start + num_blocks
             if stop > self._max_table_blocks:
                 raise PlanError(
-                    f"grant of block {blocks[len(indexes) + self._max_table_blocks - start]} to slot {slot}: its table of "
+                    f"grant of block {blocks[at + self._max_table_blocks - start]} to slot {slot}: its table of "
                     f"{self._max_table_blocks} blocks is full"
                 )
-            table += blocks[len(indexes) : len(indexes) + stop - start]
-            indexes += range(start, stop)
+            table += blocks[at : at + num_blocks]
+            indexes += self._indexes[start:stop]
             self._num_table_blocks[slot] = stop
         placed = grants[:]
-        placed[1::3] = array("i", indexes)
+        placed[1::3] = indexes
         return Grants(placed)
 
     def _copy_block(
@@ -367,7 +371,7 @@ class SlotTable:
         ):  # fmt: skip
             column[child] = column[parent]
         self._given_tokens[child] = self._given_tokens[parent]
-        self._tables[child] = list(self._tables[parent])
+        self._tables[child] = self._tables[parent][:]
 
     def _check_schedule(self, slots: Ints, query_lens: Ints) -> None:
         if len(slots) == 0:

@@ -50,6 +50,7 @@ class Step:
     num_tokens: list[int]
     """Tokens that each row computes; 0 for a forked child, which draws from its parent's logits."""
     named_blocks: list[NamedBlock]
+    """What the prefix cache knows by this step; complete once the KV manager has settled."""
     releases: list[int]
     beam_leaders: list[Sequence]
     """Leaders of the beam searches whose candidates this step brings."""

@@ -25,20 +25,28 @@ class KVManager:
         self.block_size = block_size
         self._enable_prefix_caching = enable_prefix_caching
         self._copy_sources: Counter[BlockId] = Counter()
+        self._unnamed: list[tuple[Sequence, int, list[NamedBlock]]] = []
+        """Tokens of sequences whose blocks are still to be offered to the prefix cache, and where their names go."""
+
+    def settle(self) -> None:
+        """Does what no plan waits for, names and counts of blocks: call it while the device works."""
+        self._name_planned()
+        self.pool.settle()
 
     def find_prefix(self, sequence: Sequence) -> list[BlockId]:
         """The longest chain of known blocks that starts the sequence; leaves at least one token to compute."""
         if not self._enable_prefix_caching:
             return []
+        self._name_planned()
         num_blocks = (sequence.num_confirmed - 1) // self.block_size
         start = sequence.start(num_blocks * self.block_size)
-        return self.pool.find_prefix(start, self.block_size * start.itemsize, sequence.request.cache_salt)
+        width = self.block_size * start.itemsize
+        return self.pool.find_prefix(start.tobytes(), width, sequence.request.cache_salt)
 
     def can_hold(self, sequence: Sequence, hits: list[BlockId], num_spared: int) -> bool:
         """Whether all known tokens of a waiting sequence fit while `num_spared` blocks stay available."""
         num_needed = self._num_blocks_for(sequence.num_known) - len(hits) + num_spared
-        num_left = self.pool.num_available - num_needed
-        return num_left >= len(hits) or num_left >= self.pool.num_cached_of(hits)
+        return self.pool.can_allocate(num_needed, hits)
 
     def take_prefix(self, sequence: Sequence, hits: list[BlockId], plan: StepPlan) -> None:
         """Makes the found blocks the start of the sequence's table."""
@@ -60,12 +68,12 @@ class KVManager:
             table[start // self.block_size]
         )
         num_missing = max(0, self._num_blocks_for(start + num_tokens) - len(table))
-        if self.pool.num_available < num_missing + shares_tail:
+        if not self.pool.can_allocate(num_missing + shares_tail):
             return False
         if shares_tail:
             self._copy_tail(sequence, start // self.block_size, plan)
         if num_missing:
-            fresh = [self.pool.allocate() for _ in range(num_missing)]
+            fresh = self.pool.allocate_many(num_missing)
             table += fresh
             _grant(sequence, fresh, plan)
         sequence.room = len(table) * self.block_size
@@ -86,7 +94,7 @@ class KVManager:
 
     def _append_block(self, sequence: Sequence, plan: StepPlan) -> bool:
         """What a decoding sequence needs once in a block, and so the only way of `make_room` that must be short."""
-        if not self.pool.num_available:
+        if not self.pool.can_allocate(1):
             return False
         block = self.pool.allocate()
         sequence.append_block(block)
@@ -96,6 +104,7 @@ class KVManager:
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Gives the child its parent's table; whoever writes into the shared tail first copies it."""
+        self._name_planned()
         self.pool.hold(parent.block_table)
         child.block_table = list(parent.block_table)
         child.last_named = parent.last_named
@@ -104,6 +113,7 @@ class KVManager:
 
     def release(self, sequence: Sequence) -> None:
         """Gives back the table; the tail goes first, so that the cache loses ends of prefixes before starts."""
+        self._name_planned()
         self.pool.let_go(reversed(sequence.block_table))
         sequence.block_table = []
         sequence.room = 0
@@ -113,17 +123,33 @@ class KVManager:
 
         Blocks with tokens that are still in flight wait until they are confirmed.
         """
+        self._name_planned()
         named: list[NamedBlock] = []
+        self._offer(sequence, num_tokens, named)
+        return named
+
+    def offer_later(self, sequence: Sequence, num_tokens: int, named: list[NamedBlock]) -> None:
+        """The same before anybody can find or miss those blocks, at the latest by `settle`; `named` gets the names then."""
+        self._unnamed.append((sequence, num_tokens, named))
+
+    def _offer(self, sequence: Sequence, num_tokens: int, named: list[NamedBlock]) -> None:
         stop, last_stop = sequence.next_offer_len, min(num_tokens, sequence.num_confirmed)
         while stop <= last_stop:
             start, stop = stop - self.block_size, stop + self.block_size
             sequence.next_offer_len = stop
             if self._enable_prefix_caching:
                 self._offer_block(sequence, start, named)
-        return named
+
+    def _name_planned(self) -> None:
+        if self._unnamed:
+            for sequence, num_tokens, named in self._unnamed:
+                self._offer(sequence, num_tokens, named)
+                self._note_run(sequence)
+            self._unnamed.clear()
 
     def withdraw(self, named: list[NamedBlock]) -> None:
         """Takes back names whose step was never executed."""
+        self._name_planned()
         for each in named:
             self.pool.withdraw(each)
 
@@ -132,6 +158,13 @@ class KVManager:
         for block, num_holds in self._copy_sources.items():
             self.pool.let_go([block] * num_holds)
         self._copy_sources.clear()
+
+    def _note_run(self, sequence: Sequence) -> None:
+        """What was offered of a prompt may come again as a whole."""
+        num_offered = sequence.next_offer_len - self.block_size
+        if self._enable_prefix_caching and num_offered:
+            blocks = sequence.block_table[: num_offered // self.block_size]
+            self.pool.note_run(sequence.start(num_offered).tobytes(), blocks)
 
     def _offer_block(self, sequence: Sequence, start: int, named: list[NamedBlock]) -> None:
         content = sequence.tokens(start, start + self.block_size).tobytes()

@@ -144,7 +144,7 @@ class Planner:
         """Blocks for one more token of each beam; False if they had to give up, or will never fit."""
         group, request = self._group, beams.leader.request
         num_missing = group.kv.num_missing_for(beams.by_place)
-        while group.kv.pool.num_available < num_missing:
+        while not group.kv.pool.can_allocate(num_missing):
             victim = group.running[-1]
             if victim.request is not request:
                 self._preempt(victim)
@@ -325,7 +325,7 @@ class Planner:
         group, plan = self._group, self._plan
         named: list[NamedBlock] = []
         for sequence in self._prefilled:
-            named += group.kv.offer_full_blocks(sequence, sequence.num_scheduled)
+            group.kv.offer_later(sequence, sequence.num_scheduled, named)
             self._ledger.note(MilestoneKind.PREFILL_CHUNK, sequence.request, sequence.num_scheduled)
         for child, slot in self._children:
             group.enter_forked(child, slot)

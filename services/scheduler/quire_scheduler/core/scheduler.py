@@ -140,9 +140,14 @@ class Scheduler:
         return len(handles)
 
     def schedule(self, group_id: int, now: float = 0.0) -> StepPlan | None:
-        """The group's next plan, from now on in flight; None when the pipeline is full or nothing can advance."""
+        """The group's next plan, from now on in flight; None when the pipeline is full or nothing can advance.
+
+        Ask until there is none: while a step is in flight, a call does what earlier ones left because no step waits for it.
+        """
         self._ledger.now = now
         group = self._groups[group_id]
+        if group.in_flight:
+            group.kv.settle()
         if len(group.in_flight) >= self._limits.pipeline_depth:
             return None
         planner = Planner(
