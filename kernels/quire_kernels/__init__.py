@@ -5,6 +5,7 @@ Knows no request, no scheduler and no model. Importing it needs torch alone: nei
 
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.dispatch import (
+    add_norm_project_,
     advance_slots,
     apply_token_bitmask,
     between_attentions,
@@ -48,6 +49,7 @@ __all__ = [
     "StepRows",
     "StepTensors",
     "TokenBias",
+    "add_norm_project_",
     "advance_slots",
     "allocate_slot_state",
     "apply_token_bitmask",

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from quire_kernels import between_attentions
+from quire_kernels import add_norm_project_, between_attentions
 from quire_kernels.dispatch import device, projection
 from quire_kernels.gpu import gluon_module
 from quire_kernels.linear import reference
@@ -81,6 +81,37 @@ def test_a_layer_equals_the_reference(num_rows: int, with_bias: bool, dtype: tor
     assert error(residual, expected[0]) < 6e-3
     assert error(qkv, expected[1]) < 6e-3
     assert torch.equal(wider[num_rows:], before[num_rows:])
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "device"),
+    [
+        (3, "cpu"),
+        *(
+            pytest.param(rows, "cuda", marks=pytest.mark.gpu)
+            for rows in (1, 2, 16, 33, 64, 80, 144, 256, 257)
+        ),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sum_and_the_gate_of_its_norm_equal_the_reference(
+    num_rows: int, device: str, dtype: torch.dtype
+) -> None:
+    layer = weights(dtype, device)
+    residual, attended = (drawn(num_rows, size, dtype=dtype, device=device) for size in (HIDDEN, Q_SIZE))
+    options: dict[str, Any] = {
+        "norm_weight": layer["post_norm"],
+        "eps": EPS,
+        "next_weight": layer["gate_up"],
+        "next_bias": None,
+        "gated": True,
+    }
+    expected = reference.add_norm_project(residual, attended, layer["o"], None, **options)
+    if device == "cuda":
+        leave_nan_behind()
+    gated = add_norm_project_(residual, attended, layer["o"], None, **options)
+    assert error(residual, expected[0]) < 6e-3
+    assert error(gated, expected[1]) < 6e-3
 
 
 @pytest.mark.gpu

@@ -29,3 +29,5 @@ def test_an_ordinary_launch_lies_between_the_tables_of_a_step_and_its_layers() -
         assert launched[:3] == ["_prepare_step_kernel", "embedding", "_rms_norm_rows_kernel"]
         attention = next(at for at, name in enumerate(launched) if name.startswith("_paged_attention_decode"))
         assert not any(name.startswith("_prepare") for name in launched[2:attention])
+    for num_rows in ("128", "192"):  # those between products are made by the products
+        assert orders[num_rows].count("_rms_norm_rows_kernel") == 2, "the first and the last of a step"

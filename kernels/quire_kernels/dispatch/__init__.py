@@ -15,6 +15,7 @@ from quire_kernels.dispatch.blocks import copy_blocks
 from quire_kernels.dispatch.device import attention_implementation
 from quire_kernels.dispatch.norm import fused_add_rms_norm, rms_norm
 from quire_kernels.dispatch.projection import (
+    add_norm_project_,
     gated_linear,
     linear,
     linear_add_,
@@ -32,6 +33,7 @@ from quire_kernels.dispatch.slots import (
 )
 
 __all__ = [
+    "add_norm_project_",
     "advance_slots",
     "apply_token_bitmask",
     "attention_implementation",

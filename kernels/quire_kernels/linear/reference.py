@@ -23,6 +23,24 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return (silu(gate) * up).to(x.dtype)
 
 
+def add_norm_project(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    norm_weight: Tensor,
+    eps: float,
+    next_weight: Tensor,
+    next_bias: Tensor | None,
+    gated: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the residual plus the projection of ``x``, and what ``next_weight`` makes of its norm, each rounded once."""
+    residual = linear_add(residual, x, weight, bias)
+    project = gated_linear if gated else linear
+    return residual, project(rms_norm(residual, norm_weight, eps), next_weight, next_bias)
+
+
 def linear_add_scaled(
     residual: Tensor,
     x: Tensor,
@@ -83,7 +101,17 @@ def between_attentions(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the residual and the next layer's queries, keys and values, each operation rounded once as by itself."""
-    residual = linear_add(residual, attended, o)
-    gated = gated_linear(rms_norm(residual, post_norm, eps), gate_up)
-    residual = linear_add(residual, gated, down)
-    return residual, linear(rms_norm(residual, input_norm, eps), qkv, qkv_bias)
+    residual, gated = add_norm_project(
+        residual,
+        attended,
+        o,
+        None,
+        norm_weight=post_norm,
+        eps=eps,
+        next_weight=gate_up,
+        next_bias=None,
+        gated=True,
+    )
+    return add_norm_project(
+        residual, gated, down, None, norm_weight=input_norm, eps=eps, next_weight=qkv, next_bias=qkv_bias
+    )

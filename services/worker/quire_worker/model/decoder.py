@@ -12,8 +12,8 @@ import torch
 from quire_kernels import (
     HeadPlaces,
     PrefillSchedule,
+    add_norm_project_,
     between_attentions,
-    gated_linear,
     linear,
     linear_add_,
     paged_attention,
@@ -116,9 +116,17 @@ class Decoder:
 
     def _after_attention(self, layer: LayerWeights, residual: Tensor, attended: Tensor) -> Tensor:
         """The rest of a layer."""
-        residual = linear_add_(residual, attended, layer.o, layer.o_bias)
-        normed = rms_norm(residual, layer.post_norm, self._config.rms_norm_eps)
-        gated = gated_linear(normed, layer.gate_up, layer.gate_up_bias)
+        gated = add_norm_project_(
+            residual,
+            attended,
+            layer.o,
+            layer.o_bias,
+            norm_weight=layer.post_norm,
+            eps=self._config.rms_norm_eps,
+            next_weight=layer.gate_up,
+            next_bias=layer.gate_up_bias,
+            gated=True,
+        )
         return linear_add_(residual, gated, layer.down, layer.down_bias)
 
     def _schedules(self, inputs: StepInputs, kv_cache: Tensor) -> dict[int | None, PrefillSchedule | None]:
