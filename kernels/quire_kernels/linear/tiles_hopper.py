@@ -13,7 +13,7 @@ whoever imports this module must be ready for an ImportError or AttributeError.
 """
 
 # Gluon's types do not know its compile-time values.
-# pyright: reportAssignmentType=false
+# pyright: reportAssignmentType=false, reportOperatorIssue=false
 
 from typing import Literal, overload
 
@@ -77,44 +77,76 @@ def _held_layout(rows, results, dtype):
 
 
 @gluon.jit
-def _copy_weights(tiles, ring, full, tile, step, STAGES: gl.constexpr):
-    """Copy the weights of a step; gates and ups of a tile take turns of 8 in shared memory, wherever they lie."""
-    WIDTH: gl.constexpr = ring.shape[len(ring.shape) - 1]
-    stage = step % STAGES
-    if len(ring.shape) == 5:
-        place = [tile * ring.shape[1], 0, 0, step * WIDTH]
-    else:
-        place = [tile * ring.shape[1], step * WIDTH]
-    tma.async_copy_global_to_shared(tiles, place, full.index(stage), ring.index(stage))
-
-
-@gluon.jit
-def _copy_rows(rows, row, full, step, SECOND: gl.constexpr, STAGES: gl.constexpr):
-    """Copy a step's inputs of a tile's rows. Of rows past the end it copies zeros."""
-    first_tiles, second_tiles, first_ring, second_ring = rows
-    stage = step % STAGES
-    column = step * first_ring.shape[2]
-    tma.async_copy_global_to_shared(first_tiles, [row, column], full.index(stage), first_ring.index(stage))
-    if SECOND > 0:
-        tma.async_copy_global_to_shared(
-            second_tiles, [row + first_ring.shape[1], column], full.index(stage), second_ring.index(stage)
-        )
-
-
-@gluon.jit
-def _multiply(
-    total, second_total, weights, rows, full, step, OUTS: gl.constexpr, SECOND: gl.constexpr, STAGES: gl.constexpr
+def _allocate_stages(
+    weight_tiles, first_tiles, second_tiles, OUTS: gl.constexpr, FIRST: gl.constexpr, SECOND: gl.constexpr,
+    WIDTH: gl.constexpr, STAGES: gl.constexpr, UNROLL: gl.constexpr, GROUP: gl.constexpr, GATED: gl.constexpr,
 ):  # fmt: skip
-    """Start the products of a step and wait for those of the step before."""
-    _first_tiles, _second_tiles, first_ring, second_ring = rows
-    stage = step % STAGES
-    mbarrier.wait(full.index(stage), (step // STAGES) & 1)
-    left = weights.index(stage).reshape([OUTS, first_ring.shape[2]])
-    total = warpgroup_mma(left, first_ring.index(stage).permute((1, 0)), total, is_async=True)
+    """Room for the inputs of a step, and what says that they are there, in each stage: in memory of its own where steps are
+    written out, so that threads are kept from nothing in one stage by what goes on in another, else in rings."""
+    dtype: gl.constexpr = first_tiles.dtype
+    RINGS: gl.constexpr = STAGES if UNROLL else 1
+    LENGTH: gl.constexpr = 1 if UNROLL else STAGES
+    stages = ()
+    for _ in gl.static_range(RINGS):
+        if GATED:
+            weights = gl.allocate_shared_memory(
+                dtype, [LENGTH, OUTS // (2 * GROUP), 2, GROUP, WIDTH], weight_tiles.layout
+            )
+        else:
+            weights = gl.allocate_shared_memory(dtype, [LENGTH, OUTS, WIDTH], weight_tiles.layout)
+        first = gl.allocate_shared_memory(dtype, [LENGTH, FIRST, WIDTH], first_tiles.layout)
+        second = first
+        if SECOND > 0:
+            second = gl.allocate_shared_memory(dtype, [LENGTH, SECOND, WIDTH], second_tiles.layout)
+        full = gl.allocate_shared_memory(gl.int64, [LENGTH, 1], mbarrier.MBarrierLayout())
+        stages = stages + ((full, weights, first, second),)  # noqa: RUF005
+    return stages
+
+
+@gluon.jit
+def _stage(stages, step, STAGES: gl.constexpr, UNROLL: gl.constexpr):
+    """The stage of a step, which is a compile-time value where steps are written out."""
+    if UNROLL:
+        ring = stages[step % STAGES]
+        place = 0
+    else:
+        ring = stages[0]
+        place = step % STAGES
+    full, weights, first, second = ring
+    return full.index(place), weights.index(place), first.index(place), second.index(place)
+
+
+@gluon.jit
+def _copy_weights(weight_tiles, stage, tile, step):
+    """Copy the weights of a step; gates and ups of a tile take turns of 8 in shared memory, wherever they lie."""
+    full, weights, first, _second = stage
+    WIDTH: gl.constexpr = first.shape[1]
+    if len(weights.shape) == 4:
+        place = [tile * weights.shape[0], 0, 0, step * WIDTH]
+    else:
+        place = [tile * weights.shape[0], step * WIDTH]
+    tma.async_copy_global_to_shared(weight_tiles, place, full, weights)
+
+
+@gluon.jit
+def _copy_rows(first_tiles, second_tiles, stage, row, step, SECOND: gl.constexpr):
+    """Copy a step's inputs of a tile's rows. Of rows past the end it copies zeros."""
+    full, _weights, first, second = stage
+    column = step * first.shape[1]
+    tma.async_copy_global_to_shared(first_tiles, [row, column], full, first)
     if SECOND > 0:
-        second_total = warpgroup_mma(
-            left, second_ring.index(stage).permute((1, 0)), second_total, is_async=True
-        )
+        tma.async_copy_global_to_shared(second_tiles, [row + first.shape[0], column], full, second)
+
+
+@gluon.jit
+def _multiply(total, second_total, stage, phase, OUTS: gl.constexpr, SECOND: gl.constexpr):
+    """Start the products of a step and wait for those of the step before."""
+    full, weights, first, second = stage
+    mbarrier.wait(full, phase)
+    left = weights.reshape([OUTS, first.shape[1]])
+    total = warpgroup_mma(left, first.permute((1, 0)), total, is_async=True)
+    if SECOND > 0:
+        second_total = warpgroup_mma(left, second.permute((1, 0)), second_total, is_async=True)
         total, second_total = warpgroup_mma_wait(2, deps=[total, second_total])
     else:
         total = warpgroup_mma_wait(1, deps=[total])
@@ -123,11 +155,11 @@ def _multiply(
 
 @gluon.jit
 def _refill(
-    weight_tiles, weights, rows, full, tile, row, step, SECOND: gl.constexpr, STAGES: gl.constexpr, BYTES: gl.constexpr
-):  # fmt: skip
-    mbarrier.expect(full.index(step % STAGES), BYTES)
-    _copy_weights(weight_tiles, weights, full, tile, step, STAGES)
-    _copy_rows(rows, row, full, step, SECOND, STAGES)
+    weight_tiles, first_tiles, second_tiles, stage, tile, row, step, SECOND: gl.constexpr, BYTES: gl.constexpr
+):
+    mbarrier.expect(stage[0], BYTES)
+    _copy_weights(weight_tiles, stage, tile, step)
+    _copy_rows(first_tiles, second_tiles, stage, row, step, SECOND)
 
 
 @gluon.jit
@@ -254,35 +286,30 @@ def _linear_tiles_hopper_kernel(
     WARPS: gl.constexpr = gl.num_warps()
     ROWS: gl.constexpr = FIRST + SECOND
     RESULTS: gl.constexpr = OUTS // 2 if GATED else OUTS
-    STAGE_BYTES: gl.constexpr = 2 * WIDTH * (OUTS + ROWS)
+    STEP_BYTES: gl.constexpr = 2 * WIDTH * (OUTS + ROWS)
     dtype: gl.constexpr = first_tiles.dtype
     tile = gl.program_id(0)
     row = gl.program_id(1) * ROWS
-    if GATED:
-        weights = gl.allocate_shared_memory(
-            dtype, [STAGES, OUTS // (2 * GROUP), 2, GROUP, WIDTH], weight_tiles.layout
-        )
-    else:
-        weights = gl.allocate_shared_memory(dtype, [STAGES, OUTS, WIDTH], weight_tiles.layout)
     # Sums are held in float32, so that 4 rows of 8 outputs, as a warp has them, are in banks of their own.
     HELD_TYPE: gl.constexpr = gl.float32 if ADD else dtype
     HELD: gl.constexpr = _held_layout(FIRST, RESULTS, HELD_TYPE)
-    first_ring = gl.allocate_shared_memory(dtype, [STAGES, FIRST, WIDTH], first_tiles.layout)
     first_held = gl.allocate_shared_memory(HELD_TYPE, [FIRST, RESULTS], HELD)
     FACTORS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     first_factors = gl.allocate_shared_memory(gl.float32, [FIRST], FACTORS)
-    second_ring, second_held, second_factors = first_ring, first_held, first_factors
+    second_held, second_factors = first_held, first_factors
     if SECOND > 0:
-        second_ring = gl.allocate_shared_memory(dtype, [STAGES, SECOND, WIDTH], second_tiles.layout)
         second_held = gl.allocate_shared_memory(HELD_TYPE, [SECOND, RESULTS], HELD)
         second_factors = gl.allocate_shared_memory(gl.float32, [SECOND], FACTORS)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    stages = _allocate_stages(
+        weight_tiles, first_tiles, second_tiles, OUTS, FIRST, SECOND, WIDTH, STAGES, UNROLL, GROUP, GATED
+    )
     for early in gl.static_range(STAGES):
-        mbarrier.init(full.index(early), count=1)
+        mbarrier.init(_stage(stages, early, STAGES, UNROLL)[0], count=1)
     fence_async_shared()
     for early in gl.static_range(STAGES):
-        mbarrier.expect(full.index(early), STAGE_BYTES)
-        _copy_weights(weight_tiles, weights, full, tile, early, STAGES)
+        mbarrier.expect(_stage(stages, early, STAGES, UNROLL)[0], STEP_BYTES)
+    for early in gl.static_range(STAGES):
+        _copy_weights(weight_tiles, _stage(stages, early, STAGES, UNROLL), tile, early)
     OUT: gl.constexpr = _out_layout(RESULTS, WARPS)
     scale = gl.full([RESULTS], 0.0, gl.float32, gl.SliceLayout(0, OUT))
     if NORM:
@@ -290,9 +317,8 @@ def _linear_tiles_hopper_kernel(
         scale = gl.load(norm_weight + column).to(gl.float32)
     if OVERLAP:
         gdc_wait()
-    rows = (first_tiles, second_tiles, first_ring, second_ring)
     for early in gl.static_range(STAGES):
-        _copy_rows(rows, row, full, early, SECOND, STAGES)
+        _copy_rows(first_tiles, second_tiles, _stage(stages, early, STAGES, UNROLL), row, early, SECOND)
     SQUARES: gl.constexpr = _squares_layout(TILES_SPAN, WARPS)
     first_squares = _load_squares(squares, first_factors, row, num_rows, TILES, TILES_SPAN, SQUARES)
     second_squares = first_squares
@@ -308,7 +334,7 @@ def _linear_tiles_hopper_kernel(
         second_total = gl.zeros([OUTS, SECOND], gl.float32, _product_layout(SECOND, WARPS))
 
     first_total, second_total = _multiply(
-        first_total, second_total, weights, rows, full, 0, OUTS, SECOND, STAGES
+        first_total, second_total, _stage(stages, 0, STAGES, UNROLL), 0, OUTS, SECOND
     )
     if TILES > 0:  # while the first products are made
         _store_factors(first_factors, first_squares, eps, STEPS * WIDTH)
@@ -318,20 +344,32 @@ def _linear_tiles_hopper_kernel(
     if UNROLL:
         for step in gl.static_range(1, STEPS):
             first_total, second_total = _multiply(
-                first_total, second_total, weights, rows, full, step, OUTS, SECOND, STAGES
+                first_total,
+                second_total,
+                _stage(stages, step, STAGES, UNROLL),
+                (step // STAGES) & 1,
+                OUTS,
+                SECOND,
             )
             if step - 1 + STAGES < STEPS:
                 _refill(
-                    weight_tiles, weights, rows, full, tile, row, step - 1 + STAGES, SECOND, STAGES, STAGE_BYTES
+                    weight_tiles, first_tiles, second_tiles, _stage(stages, step - 1, STAGES, UNROLL), tile, row,
+                    step - 1 + STAGES, SECOND, STEP_BYTES,
                 )  # fmt: skip
     else:
         for step in range(1, STEPS):
             first_total, second_total = _multiply(
-                first_total, second_total, weights, rows, full, step, OUTS, SECOND, STAGES
+                first_total,
+                second_total,
+                _stage(stages, step, STAGES, UNROLL),
+                (step // STAGES) & 1,
+                OUTS,
+                SECOND,
             )
             if step - 1 + STAGES < STEPS:
                 _refill(
-                    weight_tiles, weights, rows, full, tile, row, step - 1 + STAGES, SECOND, STAGES, STAGE_BYTES
+                    weight_tiles, first_tiles, second_tiles, _stage(stages, step - 1, STAGES, UNROLL), tile, row,
+                    step - 1 + STAGES, SECOND, STEP_BYTES,
                 )  # fmt: skip
     if SECOND > 0:
         first_total, second_total = warpgroup_mma_wait(0, deps=[first_total, second_total])
