@@ -5,6 +5,8 @@ and the sum of squares of each row of its strip of outputs; the next product, wh
 each row of its results by what the squares come to.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -81,7 +83,78 @@ def store_results(
         tl.store(strip_squares, tl.sum(values * values, axis=1), mask=row < num_rows)
 
 
-def misfit_of_out(out: Tensor | None, x: Tensor, num_outputs: int) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a launch leaves, and what it is given of a norm; of tensors that it does not use, ``out`` takes the place."""
+
+    out: Tensor  # [T, N]
+    norm_weight: Tensor  # [N]
+    scaled: Tensor  # [T, N]
+    squares: Tensor  # [T, tiles] float32
+    has_norm: bool
+    """Whether ``scaled`` and ``squares`` are left for the next product."""
+    num_tiles: int
+    """Of the squares that are read; 0 where none are."""
+
+    def returned(self) -> Tensor | tuple[Tensor, Tensor]:
+        """What is returned of them, beside what ``out`` was given for."""
+        return (self.scaled, self.squares) if self.has_norm else self.out
+
+
+def check_product(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor | None,
+    *,
+    gated: bool,
+    add: bool,
+    norm_weight: Tensor | None,
+    squares: Tensor | None,
+) -> int:
+    """Return how many outputs a row has. Raises ``ValueError`` on what does not go together."""
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
+    if x.stride(1) != 1 or weight.stride(1) != 1:
+        raise ValueError("the rows of x and weight must be contiguous")
+    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    reason = _misfit_of_norm(x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares)
+    if reason := reason or _misfit_of_out(out, x, num_outputs):
+        raise ValueError(reason)
+    return num_outputs
+
+
+def allocate_results(
+    x: Tensor,
+    num_outputs: int,
+    num_programs: int,
+    *,
+    out: Tensor | None,
+    norm_weight: Tensor | None,
+    squares: Tensor | None,
+) -> Results:
+    """Room for what so many programs, side by side in a row, leave of a product that `check_product` has passed."""
+    if out is None:
+        out = torch.empty((x.shape[0], num_outputs), dtype=x.dtype, device=x.device)
+    if norm_weight is not None:
+        return Results(
+            out=out,
+            norm_weight=norm_weight,
+            scaled=torch.empty_like(out),
+            squares=torch.empty((x.shape[0], num_programs), dtype=torch.float32, device=x.device),
+            has_norm=True,
+            num_tiles=0,
+        )
+    return Results(
+        out=out,
+        norm_weight=out,
+        scaled=out,
+        squares=out if squares is None else squares,
+        has_norm=False,
+        num_tiles=0 if squares is None else squares.shape[1],
+    )
+
+
+def _misfit_of_out(out: Tensor | None, x: Tensor, num_outputs: int) -> str | None:
     """Why the product of ``x [T, K]`` cannot be written where it is asked for, or None."""
     if out is None or (
         out.shape == (x.shape[0], num_outputs) and out.dtype == x.dtype and out.is_contiguous()
@@ -93,7 +166,7 @@ def misfit_of_out(out: Tensor | None, x: Tensor, num_outputs: int) -> str | None
     )
 
 
-def misfit_of_norm(
+def _misfit_of_norm(
     x: Tensor,
     num_outputs: int,
     *,

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels.linear.folding import (
+    allocate_results,
+    check_product,
     load_squares,
-    misfit_of_norm,
-    misfit_of_out,
     store_results,
     sum_of_shares,
 )
@@ -156,38 +156,23 @@ def linear_held_rows(
     ends. Raises ``ValueError`` on unfit shapes, strides or types, and on what does not go together.
     """
     num_rows, num_inputs = x.shape
-    if num_inputs != weight.shape[1]:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
-    if x.stride(1) != 1 or weight.stride(1) != 1:
-        raise ValueError("the rows of x and weight must be contiguous")
-    num_outputs = weight.shape[0]
-    if reason := misfit_of_norm(
-        x, num_outputs, gated=False, add=add, norm_weight=norm_weight, squares=squares
-    ):
-        raise ValueError(reason)
-    if reason := misfit_of_out(out, x, num_outputs):
-        raise ValueError(reason)
+    num_outputs = check_product(
+        x, weight, out, gated=False, add=add, norm_weight=norm_weight, squares=squares
+    )
     config = config or held_config(num_rows, num_outputs, num_inputs)
     if config is None or num_inputs % config.chunk:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; there are no settings for it")
-    if out is None:
-        out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     strips = triton.cdiv(num_outputs, config.strip)
-    scaled, tiles = out, 0
-    if norm_weight is not None:
-        scaled = torch.empty_like(out)
-        squares = torch.empty((num_rows, strips), dtype=torch.float32, device=x.device)
-    elif squares is not None:
-        tiles = squares.shape[1]
+    results = allocate_results(x, num_outputs, strips, out=out, norm_weight=norm_weight, squares=squares)
     overlap = overlaps_launches(x.device)
     _linear_held_rows_kernel[(strips, triton.cdiv(num_rows, config.rows))](
         x,
         weight,
         x if bias is None else bias,
-        out,
-        out if norm_weight is None else norm_weight,
-        scaled,
-        out if squares is None else squares,
+        results.out,
+        results.norm_weight,
+        results.scaled,
+        results.squares,
         num_rows,
         num_outputs,
         x.stride(0),
@@ -200,14 +185,12 @@ def linear_held_rows(
         SHARES=config.num_warps,
         HAS_BIAS=bias is not None,
         ADD=add,
-        NORM=norm_weight is not None,
-        TILES=tiles,
-        TILES_SPAN=triton.next_power_of_2(max(tiles, 1)),
+        NORM=results.has_norm,
+        TILES=results.num_tiles,
+        TILES_SPAN=triton.next_power_of_2(max(results.num_tiles, 1)),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         OVERLAP=overlap,
         num_warps=config.num_warps,
         **launch_options(overlap),
     )
-    if norm_weight is not None and squares is not None:
-        return scaled, squares
-    return out
+    return results.returned()

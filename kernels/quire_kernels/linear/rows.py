@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels.linear.folding import (
+    allocate_results,
+    check_product,
     load_squares,
-    misfit_of_norm,
-    misfit_of_out,
     store_results,
     sum_of_shares,
 )
@@ -237,45 +237,30 @@ def linear_rows(
     ``scaled`` could be too large.
     """
     num_rows, num_inputs = x.shape
-    if num_inputs != weight.shape[1]:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
-    if x.stride(1) != 1 or weight.stride(1) != 1:
-        raise ValueError("the rows of x and weight must be contiguous")
-    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    if reason := misfit_of_norm(
-        x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares
-    ):
-        raise ValueError(reason)
-    if reason := misfit_of_out(out, x, num_outputs):
-        raise ValueError(reason)
+    num_outputs = check_product(
+        x, weight, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
+    )
     config = config or rows_config(num_rows, num_outputs, num_inputs, gated=gated)
-    if out is None:
-        out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     rows = max(16, triton.next_power_of_2(num_rows))
     strips = triton.cdiv(num_outputs, config.strip)
-    parts = arrivals = out
+    results = allocate_results(x, num_outputs, strips, out=out, norm_weight=norm_weight, squares=squares)
+    parts = arrivals = results.out
     if config.splits > 1:
         if strips > _MAX_STRIPS:
             raise ValueError(f"{num_outputs} outputs are {strips} strips; at most {_MAX_STRIPS} can be split")
         size = config.splits * (2 if gated else 1) * rows * num_outputs
         parts = torch.empty(size, dtype=torch.float32, device=x.device)
         arrivals = _arrivals(x.device)
-    scaled, tiles = out, 0
-    if norm_weight is not None:
-        scaled = torch.empty_like(out)
-        squares = torch.empty((num_rows, strips), dtype=torch.float32, device=x.device)
-    elif squares is not None:
-        tiles = squares.shape[1]
     overlap = overlaps_launches(x.device)
     per_split = triton.cdiv(triton.cdiv(num_inputs, config.span), config.splits) * config.span
     _linear_rows_kernel[(strips, config.splits)](
         x,
         weight,
         x if bias is None else bias,
-        out,
-        out if norm_weight is None else norm_weight,
-        scaled,
-        out if squares is None else squares,
+        results.out,
+        results.norm_weight,
+        results.scaled,
+        results.squares,
         parts,
         arrivals,
         num_rows,
@@ -295,18 +280,16 @@ def linear_rows(
         HAS_BIAS=bias is not None,
         GATED=gated,
         ADD=add,
-        NORM=norm_weight is not None,
-        TILES=tiles,
-        TILES_SPAN=triton.next_power_of_2(max(tiles, 1)),
+        NORM=results.has_norm,
+        TILES=results.num_tiles,
+        TILES_SPAN=triton.next_power_of_2(max(results.num_tiles, 1)),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         OVERLAP=overlap,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **launch_options(overlap),
     )
-    if norm_weight is not None and squares is not None:
-        return scaled, squares
-    return out
+    return results.returned()
 
 
 @cache

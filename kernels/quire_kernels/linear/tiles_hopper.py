@@ -33,7 +33,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire_kernels.linear.boxes import misfit_of_boxes
-from quire_kernels.linear.folding import misfit_of_norm, misfit_of_out
+from quire_kernels.linear.folding import allocate_results, check_product
 from quire_kernels.linear.tuning import TilesConfig, tiles_config
 from quire_kernels.overlap import launch_options, overlaps_launches
 
@@ -429,45 +429,33 @@ def linear_tiles_hopper(
     ``ValueError`` on a bias, on shapes, strides or types that do not fit, and on what does not go together.
     """
     num_rows, num_inputs = x.shape
-    if num_inputs != weight.shape[1]:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
+    num_outputs = check_product(
+        x, weight, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
+    )
     if bias is not None:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; this kernel takes no bias")
     if reason := _misfit(x, weight):
         raise ValueError(reason)
-    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    if reason := misfit_of_norm(
-        x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares
-    ):
-        raise ValueError(reason)
-    if reason := misfit_of_out(out, x, num_outputs):
-        raise ValueError(reason)
     config = config or tiles_config(num_rows, num_outputs, gated=gated)
-    results = config.outs // 2 if gated else config.outs
-    if num_outputs % results:
-        raise ValueError(f"weight has {num_outputs} outputs; they must be whole tiles of {results}")
-    if out is None:
-        out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
+    width_of_tile = config.outs // 2 if gated else config.outs
+    if num_outputs % width_of_tile:
+        raise ValueError(f"weight has {num_outputs} outputs; they must be whole tiles of {width_of_tile}")
+    num_tiles = num_outputs // width_of_tile
+    results = allocate_results(x, num_outputs, num_tiles, out=out, norm_weight=norm_weight, squares=squares)
     first, second = boxes(config.rows)
     width, steps = config.width, num_inputs // config.width
-    held = (first + second) * (results * (4 if add else 2) + 4)
+    held = (first + second) * (width_of_tile * (4 if add else 2) + 4)
     stages = config.num_stages or (_SHARED_BYTES - held) // (2 * width * (config.outs + first + second))
-    scaled, tiles = out, 0
-    if norm_weight is not None:
-        scaled = torch.empty_like(out)
-        squares = torch.empty((num_rows, num_outputs // results), dtype=torch.float32, device=x.device)
-    elif squares is not None:
-        tiles = squares.shape[1]
     overlap = overlaps_launches(x.device)
     first_tiles = _describe(x, list(x.shape), list(x.stride()), [first, width])
-    _linear_tiles_hopper_kernel[(num_outputs // results, triton.cdiv(num_rows, first + second))](
+    _linear_tiles_hopper_kernel[(num_tiles, triton.cdiv(num_rows, first + second))](
         _describe_weight(weight, config, gated),
         first_tiles,
         _describe(x, list(x.shape), list(x.stride()), [second, width]) if second else first_tiles,
-        out,
-        out if norm_weight is None else norm_weight,
-        scaled,
-        out if squares is None else squares,
+        results.out,
+        results.norm_weight,
+        results.scaled,
+        results.squares,
         num_rows,
         num_outputs,
         eps,
@@ -481,16 +469,14 @@ def linear_tiles_hopper(
         GROUP=_GROUP,
         GATED=gated,
         ADD=add,
-        NORM=norm_weight is not None,
-        TILES=tiles,
-        TILES_SPAN=max(4, triton.next_power_of_2(tiles)),
+        NORM=results.has_norm,
+        TILES=results.num_tiles,
+        TILES_SPAN=max(4, triton.next_power_of_2(results.num_tiles)),
         OVERLAP=overlap,
         num_warps=config.outs // 16,
         **launch_options(overlap),
     )
-    if norm_weight is not None and squares is not None:
-        return scaled, squares
-    return out
+    return results.returned()
 
 
 def can_multiply(x: Tensor, weight: Tensor) -> bool:
