@@ -3,9 +3,9 @@
     python benchmarks/scheduler_step.py
 
 A steady decode step in the order in which the loop does it: decode the answer, apply it, schedule the next plan, encode
-it, and deliver the events as one serialized TokenFrame. The answer itself is made outside the measured time. Context
-lengths are spread over a block, as in service, so that one request in sixteen crosses into a new block in each step.
-Long-lived objects are frozen first, as the scheduler process does once it is up.
+it, deliver the events as one serialized TokenFrame, and settle what was left until then. The answer itself is made
+outside the measured time. Context lengths are spread over a block, as in service, so that one request in sixteen crosses
+into a new block in each step. Long-lived objects are frozen first, as the scheduler process does once it is up.
 
 Every measurement has a process of its own, and the context lengths take turns, so that neither the heap of an earlier
 one nor a busy moment of the machine counts for one length alone. The first table has the medians over the rounds of
@@ -42,7 +42,7 @@ from quire.wire.column import Buffer
 from quire.wire.plan import StepPlan
 from quire.wire.result import StepResult
 
-_PHASES = ("decode", "apply", "schedule", "encode", "deliver")
+_PHASES = ("decode", "apply", "schedule", "encode", "deliver", "settle")
 _NUM_STEPS = 400
 _NUM_ROUNDS = 5
 _BLOCK_SIZE = 16
@@ -143,6 +143,8 @@ def _step(core: Scheduler, answer: list[Buffer]) -> tuple[StepPlan, list[float]]
     times.append(perf_counter())
     for events in core.drain_events().values():
         token_frame(plan.step_id, events).SerializeToString()
+    times.append(perf_counter())
+    core.settle()
     times.append(perf_counter())
     return plan, times
 

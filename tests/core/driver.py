@@ -98,6 +98,7 @@ class CoreDriver:
         plan = self.core.schedule(GROUP)
         if plan is not None:
             self.sent.append(plan)
+        self.core.settle()
         return plan
 
     def answer(self) -> OwnerEvents:

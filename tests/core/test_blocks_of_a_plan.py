@@ -82,19 +82,20 @@ def test_blocks_that_a_later_chunk_fills_are_found_by_later_plans_alone() -> Non
     assert num_cached == 4 * BLOCK_SIZE
 
 
-def test_names_and_counts_of_blocks_wait_until_their_step_is_in_flight() -> None:
+def test_neither_a_plan_nor_an_answer_waits_until_blocks_are_named_and_counted() -> None:
     driver = CoreDriver(capacity_of(block_size=BLOCK_SIZE), CoreLimits(pipeline_depth=2))
     driver.add("first", list(range(3 * BLOCK_SIZE + 1)), 1)
-    blocks = _granted(_planned(driver), 0)
+    plan = driver.core.schedule(GROUP)
+    assert plan is not None
+    driver.sent.append(plan)
+    blocks = sorted(_granted(plan, 0))
     pool = driver.core._groups[GROUP].kv.pool
     assert not any(pool._names.names[block] or pool._num_holders[block] for block in blocks)
-    assert driver.plan() is None
+    driver.core.settle()
     assert [pool._num_holders[block] for block in blocks] == [1] * 4
-    assert sum(pool._names.names[block] > 0 for block in blocks) == 3
+    assert [pool._names.names[block] > 0 for block in blocks] == [True] * 3 + [False]
 
     driver.answer()
-    assert [pool._num_holders[block] for block in blocks] == [1] * 4, "its end is told first"
-    driver.add("second", [1], 1)
-    driver.plan()
-    driver.plan()
-    assert [pool._num_holders[block] for block in sorted(blocks)[:3]] == [0] * 3
+    assert [pool._num_holders[block] for block in blocks] == [1] * 4
+    driver.core.settle()
+    assert [pool._num_holders[block] for block in blocks] == [0] * 4

@@ -194,6 +194,10 @@ class CoreMachine(RuleBasedStateMachine):
     def answer(self, at: int) -> None:
         self._answer(at % len(self.groups))
 
+    @rule()
+    def settle(self) -> None:
+        self.core.settle()
+
     @rule(at=st.integers(0, 1), num_steps=st.integers(1, 8))
     def run_full_pipeline(self, at: int, num_steps: int) -> None:
         for _ in range(num_steps):
@@ -271,7 +275,7 @@ class CoreMachine(RuleBasedStateMachine):
             return
         self.num_looks += 1
         if self.num_looks % 3:
-            return  # to look is to settle: in between, names and counts of blocks stay put off
+            return  # to look is to settle: in between, names and counts of blocks are left
         stats = self.core.stats()
         assert (
             stats.num_free_blocks + stats.num_used_blocks + stats.num_cached_blocks == stats.num_total_blocks

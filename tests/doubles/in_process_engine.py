@@ -119,6 +119,7 @@ class InProcessEngine:
         self.fill_pipeline()
         if not self._pending:
             return False
+        self.core.settle()
         result = self._pending.popleft()()
         if self._after_answer is not None:
             self._after_answer()

@@ -123,6 +123,7 @@ class Driver:
             while (plan := self._core.schedule(_GROUP, 0.0)) is not None:
                 self.plans.append(plan)
                 in_flight.append(self._runner.execute(decode_plan(encode_plan(plan))))
+            self._core.settle()
             if not in_flight:
                 break
             answer = decode_answer(encode_result(in_flight.popleft()()))

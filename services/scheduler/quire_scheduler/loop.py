@@ -169,6 +169,7 @@ class EngineLoop:
         if self._trace.is_recording:
             self._record_milestones(now)
         self._deliver()
+        self.core.settle()
 
     def _fill_pipeline(self, group: WorkerGroup, now: float) -> None:
         if self.core.num_in_flight(group.group_id) == 0:

@@ -5,7 +5,7 @@ but its content is known and can be taken up again). Free + used + cached = tota
 free blocks first, then the cached block that was let go longest ago (LRU). The pool knows no sequence and no token.
 
 Who comes to hold a block or lets it go is noted, and counted when somebody asks for what depends on it: at the latest by
-`settle`, which is called while the device works. Of a long prompt those are hundreds of blocks, and its step waits for none.
+`settle`, which is called while a device works. Of a long prompt those are hundreds of blocks, and its step waits for none.
 
 Reference counting and LRU reuse of remembered blocks follow the automatic prefix caching of vLLM.
 """
@@ -118,7 +118,8 @@ class BlockPool:
 
     def remember(self, block: BlockId, content: bytes, parent: NamedBlock) -> NamedBlock | None:
         """Names a used block by what it holds. None when another one is found there, or nothing is after `parent`."""
-        assert self.num_holders(block) > 0, f"block {block} named while nobody holds it"
+        is_held = self._num_holders[block] > 0 or self.num_holders(block) > 0
+        assert is_held, f"block {block} named while nobody holds it"
         return self._names.enter(block, content, parent)
 
     def note_run(self, content: bytes, blocks: list[BlockId]) -> None:

@@ -123,7 +123,8 @@ class KVManager:
 
         Blocks with tokens that are still in flight wait until they are confirmed.
         """
-        self._name_planned()
+        if self._unnamed:
+            self._name_planned()
         named: list[NamedBlock] = []
         self._offer(sequence, num_tokens, named)
         return named
@@ -131,21 +132,6 @@ class KVManager:
     def offer_later(self, sequence: Sequence, num_tokens: int, named: list[NamedBlock]) -> None:
         """The same before anybody can find or miss those blocks, at the latest by `settle`; `named` gets the names then."""
         self._unnamed.append((sequence, num_tokens, named))
-
-    def _offer(self, sequence: Sequence, num_tokens: int, named: list[NamedBlock]) -> None:
-        stop, last_stop = sequence.next_offer_len, min(num_tokens, sequence.num_confirmed)
-        while stop <= last_stop:
-            start, stop = stop - self.block_size, stop + self.block_size
-            sequence.next_offer_len = stop
-            if self._enable_prefix_caching:
-                self._offer_block(sequence, start, named)
-
-    def _name_planned(self) -> None:
-        if self._unnamed:
-            for sequence, num_tokens, named in self._unnamed:
-                self._offer(sequence, num_tokens, named)
-                self._note_run(sequence)
-            self._unnamed.clear()
 
     def withdraw(self, named: list[NamedBlock]) -> None:
         """Takes back names whose step was never executed."""
@@ -158,6 +144,20 @@ class KVManager:
         for block, num_holds in self._copy_sources.items():
             self.pool.let_go([block] * num_holds)
         self._copy_sources.clear()
+
+    def _name_planned(self) -> None:
+        for sequence, num_tokens, named in self._unnamed:
+            self._offer(sequence, num_tokens, named)
+            self._note_run(sequence)
+        self._unnamed.clear()
+
+    def _offer(self, sequence: Sequence, num_tokens: int, named: list[NamedBlock]) -> None:
+        stop, last_stop = sequence.next_offer_len, min(num_tokens, sequence.num_confirmed)
+        while stop <= last_stop:
+            start, stop = stop - self.block_size, stop + self.block_size
+            sequence.next_offer_len = stop
+            if self._enable_prefix_caching:
+                self._offer_block(sequence, start, named)
 
     def _note_run(self, sequence: Sequence) -> None:
         """What was offered of a prompt may come again as a whole."""

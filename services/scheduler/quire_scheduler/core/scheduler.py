@@ -1,6 +1,6 @@
 """The scheduler core: a pure state machine over requests, worker groups and steps.
 
-    add · abort · schedule() -> StepPlan · apply(StepResult) · fail(step) · reset(group, epoch) · drain_events()
+    add · abort · schedule() -> StepPlan · apply(StepResult) · fail(step) · reset(group, epoch) · drain_events() · settle()
 
 No clock, socket, task, tensor or telemetry: time comes in as an argument and what happened goes out as columns. The
 same core runs in production, under property tests, in golden scenarios and under a simulated clock. What may not go
@@ -140,14 +140,9 @@ class Scheduler:
         return len(handles)
 
     def schedule(self, group_id: int, now: float = 0.0) -> StepPlan | None:
-        """The group's next plan, from now on in flight; None when the pipeline is full or nothing can advance.
-
-        Ask until there is none: while a step is in flight, a call does what earlier ones left because no step waits for it.
-        """
+        """The group's next plan, from now on in flight; None when the pipeline is full or nothing can advance."""
         self._ledger.now = now
         group = self._groups[group_id]
-        if group.in_flight:
-            group.kv.settle()
         if len(group.in_flight) >= self._limits.pipeline_depth:
             return None
         planner = Planner(
@@ -181,6 +176,11 @@ class Scheduler:
         self._void(group, everything=True)
         group.begin_epoch(epoch)
         self._counters.num_group_resets += 1
+
+    def settle(self) -> None:
+        """Does what plans and answers left because nobody waits for it: call it once plans are sent and events are told."""
+        for group in self._groups.values():
+            group.kv.settle()
 
     def drain_events(self) -> dict[OwnerId, OwnerEvents]:
         """What happened since the last drain, by owner."""
