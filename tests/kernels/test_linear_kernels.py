@@ -33,6 +33,7 @@ ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 # The interpreter multiplies bfloat16 matrices wrongly without an error.
 DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
+EPS = 1e-5
 CONFIGS = [GemvConfig(rows=1, span=2048), GemvConfig(rows=2, span=32), None]
 SHAPES = [(64, 64), (6, 100), (10, 33)]
 if ON_GPU:
@@ -248,6 +249,14 @@ def test_norms_that_cannot_be_folded_are_refused(multiply: Callable[..., Any]) -
 
 
 @pytest.mark.parametrize("multiply", [linear_rows, linear_held_rows])
+def test_a_bias_of_another_size_and_one_with_gaps_are_refused(multiply: Callable[..., Any]) -> None:
+    x, weight = random(2, 32, dtype=torch.float32), random(32, 32, dtype=torch.float32)
+    for bias in (random(16, dtype=torch.float32), random(64, dtype=torch.float32)[::2]):
+        with pytest.raises(ValueError, match=r"bias has shape .* must be \(32,\), contiguous"):
+            multiply(x, weight, bias)
+
+
+@pytest.mark.parametrize("multiply", [linear_rows, linear_held_rows])
 @pytest.mark.parametrize("unfit", ["row", "dtype", "strides"])
 def test_out_that_a_product_does_not_fit_is_refused(multiply: Callable[..., Any], unfit: str) -> None:
     x, weight = random(2, 32, dtype=torch.float32), random(32, 32, dtype=torch.float32)
@@ -346,6 +355,30 @@ def test_product_of_some_hundred_rows_equals_reference(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not ON_HOPPER, reason="the kernel is for Hopper")
+@pytest.mark.parametrize("num_rows", [5, 80, 176])
+def test_a_bias_is_added_to_products_of_some_hundred_rows(num_rows: int) -> None:
+    from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
+
+    bf16 = torch.bfloat16
+    x, weight = random(num_rows, 512, dtype=bf16), random(768, 512, dtype=bf16) / 16
+    bias, residual = random(768, dtype=bf16), random(num_rows, 768, dtype=bf16)
+    squares = 512 * torch.exp(
+        4 * torch.randn(num_rows, 1, device=DEVICE)
+    )  # a norm's factor comes before the bias
+    for config in (TILES_CONFIGS[0], TILES_CONFIGS[4], TILES_CONFIGS[5]):
+        out = torch.full_like(residual, float("nan"))
+        linear_tiles_hopper(x, weight, bias, out=out, config=config)
+        assert_close(out, reference.linear(x, weight, bias))
+        added = linear_tiles_hopper(x, weight, bias, out=residual.clone(), add=True, config=config)
+        assert_close(added, reference.linear_add(residual, x, weight, bias))
+        gated = linear_tiles_hopper(x, weight, bias, gated=True, config=config)
+        assert_close(gated, reference.gated_linear(x, weight, bias))
+        normed = linear_tiles_hopper(x, weight, bias, squares=squares, eps=EPS, config=config)
+        assert_close(normed, reference.scaled_linear(x, squares, weight, bias, eps=EPS))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_HOPPER, reason="the kernel is for Hopper")
 def test_products_in_a_chain_wait_for_one_another() -> None:
     """What a product copies early must be its weights alone, also where a graph launches the next one ahead of time."""
     from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
@@ -382,7 +415,6 @@ NORM_CONFIGS = [
     TilesConfig(outs=128, rows=144, unroll=False, width=64),
     None,
 ]
-EPS = 1e-5
 
 
 @pytest.mark.gpu
@@ -693,8 +725,6 @@ def test_unfit_shapes_of_some_hundred_rows_are_refused() -> None:
     assert not tiles_hopper.can_multiply(random(80, 132, dtype=torch.bfloat16)[:, :128], weight)
     with pytest.raises(ValueError, match=r"it must be \(rows, 128\)"):
         tiles_hopper.linear_tiles_hopper(x[:, :64], weight)
-    with pytest.raises(ValueError, match="no bias"):
-        tiles_hopper.linear_tiles_hopper(x, weight, random(128, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="whole tiles"):
         tiles_hopper.linear_tiles_hopper(x, weight[:96])
 

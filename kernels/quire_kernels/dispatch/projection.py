@@ -150,7 +150,7 @@ def _our_product(
         return linear_held_rows
     if suits_tiles(*sizes, gated=gated) and device.is_hopper(x.device):
         tiles = gluon_module("quire_kernels.linear.tiles_hopper")
-        if tiles and bias is None and tiles.can_multiply(x, weight):
+        if tiles and tiles.can_multiply(x, weight):
             return tiles.linear_tiles_hopper
     if suits_few_rows(*sizes, gated=gated):
         from quire_kernels.linear.rows import linear_rows

@@ -104,6 +104,7 @@ class Results:
 def check_product(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     out: Tensor | None,
     *,
     gated: bool,
@@ -116,6 +117,8 @@ def check_product(
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
     if x.stride(1) != 1 or weight.stride(1) != 1:
         raise ValueError("the rows of x and weight must be contiguous")
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[0]},), contiguous")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     reason = _misfit_of_norm(x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares)
     if reason := reason or _misfit_of_out(out, x, num_outputs):

@@ -157,7 +157,7 @@ def linear_held_rows(
     """
     num_rows, num_inputs = x.shape
     num_outputs = check_product(
-        x, weight, out, gated=False, add=add, norm_weight=norm_weight, squares=squares
+        x, weight, bias, out, gated=False, add=add, norm_weight=norm_weight, squares=squares
     )
     config = config or held_config(num_rows, num_outputs, num_inputs)
     if config is None or num_inputs % config.chunk:

@@ -198,11 +198,32 @@ def store_factors(factors, squares, eps, NUM_INPUTS: gl.constexpr):
 
 
 @gluon.jit
-def hold(product, factors, held, GATED: gl.constexpr, GROUP: gl.constexpr, TILES: gl.constexpr):
+def load_bias(
+    bias, tile, num_outputs, OUTS: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, GATED: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """What is added to the product by each of a tile's weights; gates and ups take turns, as their weights do."""
+    loaded = gl.zeros([OUTS], gl.float32, LAYOUT)
+    if HAS_BIAS:
+        place = gl.arange(0, OUTS, LAYOUT)
+        output = tile * OUTS + place
+        if GATED:
+            gate = tile * (OUTS // 2) + place // (2 * GROUP) * GROUP + place % GROUP
+            output = gate + place // GROUP % 2 * num_outputs
+        loaded = gl.load(bias + output).to(gl.float32)
+    return loaded
+
+
+@gluon.jit
+def hold(
+    product, factors, bias, held, HAS_BIAS: gl.constexpr, GATED: gl.constexpr, GROUP: gl.constexpr, TILES: gl.constexpr
+):  # fmt: skip
     """Leave a product in shared memory, where rows come to lie as they do in ``out``."""
+    PRODUCT: gl.constexpr = product.type.layout
     if TILES > 0:
-        PRODUCT: gl.constexpr = product.type.layout
         product *= factors.load(gl.SliceLayout(0, PRODUCT))[None, :]
+    if HAS_BIAS:
+        product += gl.convert_layout(bias, gl.SliceLayout(1, PRODUCT))[:, None]
     if GATED:
         product = _gate(product, GROUP)
     held.permute((1, 0)).store(product.to(held.dtype))

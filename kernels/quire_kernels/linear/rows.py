@@ -238,7 +238,7 @@ def linear_rows(
     """
     num_rows, num_inputs = x.shape
     num_outputs = check_product(
-        x, weight, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
+        x, weight, bias, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
     )
     config = config or rows_config(num_rows, num_outputs, num_inputs, gated=gated)
     rows = max(16, triton.next_power_of_2(num_rows))

@@ -3,7 +3,7 @@
 Truth: `linear/reference.py`. A program computes a tile: some outputs of some rows. Weights are the left operand and rows
 the right one, whose number need not be a multiple of 64. The weights of the first steps are copied before the kernel
 that makes the input has ended, the rows after it; each step then starts its products and has the stage of the step
-before filled again. The gate of the activation and the addition to the residual are folded in.
+before filled again. A bias, the gate of the activation and the addition to the residual are folded in.
 
 So is the norm between a sum and the next product: what adds to the residual also writes it scaled by the norm's weight, and
 the sum of squares of each row of its tile; the next product multiplies each of its rows by what they come to.
@@ -39,6 +39,7 @@ from quire_kernels.linear.hopper_tile import (
     held_layout,
     hold,
     load_addend,
+    load_bias,
     load_squares,
     multiply,
     out_layout,
@@ -64,6 +65,7 @@ def _linear_tiles_hopper_kernel(
     weight_tiles,  # descriptors: weight [N, K], gated ones as [N / 8, 2, 8, K]; rows [T, K] in two boxes
     first_tiles,
     second_tiles,
+    bias,  # [N] or, of gates and then of ups, [2 N]; used when HAS_BIAS
     out,  # [T, N]
     norm_weight,  # [N], used when NORM
     scaled,  # [T, N], written when NORM
@@ -79,6 +81,7 @@ def _linear_tiles_hopper_kernel(
     STAGES: gl.constexpr,
     UNROLL: gl.constexpr,
     GROUP: gl.constexpr,
+    HAS_BIAS: gl.constexpr,
     GATED: gl.constexpr,
     ADD: gl.constexpr,
     NORM: gl.constexpr,
@@ -120,6 +123,8 @@ def _linear_tiles_hopper_kernel(
     if NORM:
         column = tile * RESULTS + gl.arange(0, RESULTS, gl.SliceLayout(0, OUT))
         scale = gl.load(norm_weight + column).to(gl.float32)
+    PRODUCT: gl.constexpr = product_layout(FIRST, WARPS)
+    biases = load_bias(bias, tile, num_outputs, OUTS, GROUP, HAS_BIAS, GATED, gl.SliceLayout(1, PRODUCT))
     if OVERLAP:
         gdc_wait()
     for early in gl.static_range(STAGES):
@@ -129,7 +134,7 @@ def _linear_tiles_hopper_kernel(
     second_squares = first_squares
     first_addend = load_addend(first_held, out, row, tile, num_rows, num_outputs, OUT, ADD)
     second_addend = first_addend
-    first_total = gl.zeros([OUTS, FIRST], gl.float32, product_layout(FIRST, WARPS))
+    first_total = gl.zeros([OUTS, FIRST], gl.float32, PRODUCT)
     second_total = first_total
     if SECOND > 0:
         second_squares = load_squares(
@@ -158,10 +163,10 @@ def _linear_tiles_hopper_kernel(
             )  # fmt: skip
     if SECOND > 0:
         first_total, second_total = warpgroup_mma_wait(0, deps=[first_total, second_total])
-        hold(second_total, second_factors, second_held, GATED, GROUP, TILES)
+        hold(second_total, second_factors, biases, second_held, HAS_BIAS, GATED, GROUP, TILES)
     else:
         first_total = warpgroup_mma_wait(0, deps=[first_total])
-    hold(first_total, first_factors, first_held, GATED, GROUP, TILES)
+    hold(first_total, first_factors, biases, first_held, HAS_BIAS, GATED, GROUP, TILES)
     store(first_held, first_addend, scale, out, scaled, squares, row, tile, num_rows, num_outputs, ADD, NORM)
     if SECOND > 0:
         store(
@@ -207,18 +212,16 @@ def linear_tiles_hopper(
     eps: float = 0.0,
     config: TilesConfig | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Return ``x @ weight.T`` for ``x [T, K]``, in ``out`` (contiguous) where it is given; ``gated``, ``add``, ``norm_weight``,
-    ``squares`` and ``eps`` are those of `rows.linear_rows`.
+    """Return ``x @ weight.T + bias`` for ``x [T, K]``, in ``out`` (contiguous) where it is given; ``gated``, ``add``,
+    ``norm_weight``, ``squares`` and ``eps`` are those of `rows.linear_rows`.
 
-    Weights must have been written before the kernel ahead of this one began, as they are read before that ends. Raises
-    ``ValueError`` on a bias, on shapes, strides or types that do not fit, and on what does not go together.
+    Weights and bias must have been written before the kernel ahead of this one began, as they are read before that ends.
+    Raises ``ValueError`` on shapes, strides or types that do not fit, and on what does not go together.
     """
     num_rows, num_inputs = x.shape
     num_outputs = check_product(
-        x, weight, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
+        x, weight, bias, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
     )
-    if bias is not None:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; this kernel takes no bias")
     if reason := _misfit(x, weight):
         raise ValueError(reason)
     config = config or tiles_config(num_rows, num_outputs, gated=gated)
@@ -237,6 +240,7 @@ def linear_tiles_hopper(
         _describe_weight(weight, config, gated),
         first_tiles,
         _describe(x, list(x.shape), list(x.stride()), [second, width]) if second else first_tiles,
+        results.out if bias is None else bias,
         results.out,
         results.norm_weight,
         results.scaled,
@@ -252,6 +256,7 @@ def linear_tiles_hopper(
         STAGES=min(steps, stages),
         UNROLL=config.unroll,
         GROUP=_GROUP,
+        HAS_BIAS=bias is not None,
         GATED=gated,
         ADD=add,
         NORM=results.has_norm,
