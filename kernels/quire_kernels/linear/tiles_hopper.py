@@ -224,7 +224,7 @@ def linear_tiles_hopper(
     )
     if reason := _misfit(x, weight):
         raise ValueError(reason)
-    config = config or tiles_config(num_rows, num_outputs, gated=gated)
+    config = config or tiles_config(num_rows, num_outputs, num_inputs, gated=gated)
     width_of_tile = config.outs // 2 if gated else config.outs
     if num_outputs % width_of_tile:
         raise ValueError(f"weight has {num_outputs} outputs; they must be whole tiles of {width_of_tile}")

@@ -16,7 +16,7 @@ class GemvConfig:
     num_stages: int = 2
 
 
-_MANY_OUTPUTS = 65536  # the logits of a large vocabulary
+_VOCABULARY = 65536  # outputs from which a product is that of logits
 
 
 def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig:
@@ -25,7 +25,7 @@ def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig
         if num_inputs < 2048:
             return GemvConfig(rows=2, span=512, num_warps=2)
         return GemvConfig(rows=1, span=1024, num_warps=8)
-    if num_outputs >= _MANY_OUTPUTS:
+    if num_outputs >= _VOCABULARY:
         return GemvConfig(rows=4, span=2048)
     if num_inputs >= 4096:
         return GemvConfig(rows=8, span=1024, num_stages=4)
@@ -35,20 +35,25 @@ def gemv_config(num_outputs: int, num_inputs: int, *, gated: bool) -> GemvConfig
 
 
 _MAX_FEW_ROWS = 64
-_MAX_FEW_ROWS_WEIGHTS = 8 << 20
+_SMALL_WEIGHT = 8 << 20
 """Elements of a weight up to which a product of few rows is ours: such products spend most of their time starting and
 ending, and steps of a 0.6B shape gained 13 to 20 % of their time."""
 
 _SHARED_BYTES = 200 << 10
 _MULTIPROCESSORS = 132  # of the GPU that settings were measured on
-_WIDE = 12288
-"""Of other large weights only those into and out of a wide feed-forward block are ours: a 7B layer's products gain 2 to 5 % by
-them at 2, 16 and 64 rows, while those around attention are up to 6 % slower than the library's, by these settings."""
+_FEED_FORWARD = 12288
+"""Width of a feed-forward block from which the large weights into and out of it are ours in models of any width: a 7B layer's
+products gain 2 to 5 % by them at 2, 16 and 64 rows, while those around attention are up to 6 % slower than the library's, by these
+settings."""
 
-_MAX_ROWS_OF_WIDTH, _WIDTH = 16, 4096
-"""Up to as many rows as a tensor core takes at once, all products of a model of this width are ours: a layer of the 8B shape
-takes 115 us instead of 125, and with attention over 16 x 8192 tokens 240 instead of 254, since all launches overlap. Other
-widths were not measured."""
+_MAX_ROWS_OF_AN_OPERAND = 16
+"""As many as a tensor core takes at once."""
+
+_MIN_MODEL_WIDTH, _MAX_MODEL_WIDTH = 3584, 4096
+"""All products of 2 to 64 rows of a layer of models from the one to the other of these widths, which were both measured, are ours
+where `tiles_hopper` is at hand, since all launches overlap then. A layer of the 8B shape takes 110 us instead of the library's 126
+at 16 rows, 114 instead of 130 at 32 and 121 instead of 134 at 64, one of the Qwen2.5-7B shape 117 instead of 136, 120 instead of
+138 and 130 instead of 139. Where it is not, those of as many rows as an operand has are ours, and logits of as many anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,37 +76,37 @@ class RowsConfig:
 
 def suits_folded_norm(num_weights: int) -> bool:
     """Whether a norm beside a product of so many weights is better folded into it than launched. Not measured for large ones."""
-    return num_weights <= _MAX_FEW_ROWS_WEIGHTS
+    return num_weights <= _SMALL_WEIGHT
 
 
 def suits_few_rows(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> bool:
     """Whether a product of 2 rows or more is faster here than in the library; `gated` ones have twice the weights."""
     if num_rows > _MAX_FEW_ROWS:
         return False
-    if num_outputs * num_inputs * (2 if gated else 1) <= _MAX_FEW_ROWS_WEIGHTS:
+    if num_outputs * num_inputs * (2 if gated else 1) <= _SMALL_WEIGHT:
         return True
-    if _suits_width(num_rows, num_outputs, num_inputs):
+    if num_rows <= _MAX_ROWS_OF_AN_OPERAND and _is_of_measured_width(num_outputs, num_inputs):
         return True
     if 16 < num_rows <= 32:
         # Right, but no faster: gate and up of an 8B layer take 66 us, and 61 to 64 by the library.
         return False
     if gated:
-        return num_outputs >= _WIDE
-    return num_inputs >= _WIDE and num_outputs < num_inputs
+        return num_outputs >= _FEED_FORWARD
+    return num_inputs >= _FEED_FORWARD and num_outputs < num_inputs
 
 
 def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> RowsConfig:
     """Settings for a product of 2 to 64 rows: strips and splits enough for every multiprocessor, and a pipeline as deep
     as fits into its memory, or (7B shapes of few rows) so shallow that the next kernel's programs fit beside it.
     """
-    if _suits_width(num_rows, num_outputs, num_inputs):
-        return _width_config(num_outputs, gated=gated)
+    if num_rows <= _MAX_ROWS_OF_AN_OPERAND and _is_of_measured_width(num_outputs, num_inputs):
+        return _operand_config(num_outputs, gated=gated)
     many_rows = num_rows > 32
-    if gated and num_outputs >= _WIDE:
+    if gated and num_outputs >= _FEED_FORWARD:
         if many_rows:
-            return RowsConfig(strip=64, span=64, splits=1, num_stages=6)
+            return RowsConfig(strip=64, span=64, splits=1, num_stages=8, ahead=128, rotate=True)
         return RowsConfig(strip=32, span=256, splits=1, num_stages=3)
-    if num_inputs >= _WIDE and not gated:
+    if num_inputs >= _FEED_FORWARD and not gated:
         if many_rows:
             return RowsConfig(strip=64, span=128, splits=2)
         return RowsConfig(strip=64, span=256, splits=4, num_stages=3)
@@ -116,18 +121,19 @@ def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
     )
 
 
-def _suits_width(num_rows: int, num_outputs: int, num_inputs: int) -> bool:
-    return num_rows <= _MAX_ROWS_OF_WIDTH and min(num_outputs, num_inputs) == _WIDTH
+def _is_of_measured_width(num_outputs: int, num_inputs: int) -> bool:
+    """Whether a weight is of a model of such a width: the narrower side of each of its weights."""
+    return _MIN_MODEL_WIDTH <= min(num_outputs, num_inputs) <= _MAX_MODEL_WIDTH
 
 
-def _width_config(num_outputs: int, *, gated: bool) -> RowsConfig:
-    """Settings for up to 16 rows of a 4,096 wide model. Where strips are about as many as multiprocessors, a program takes all of
-    one's memory: of smaller ones two land on a multiprocessor that the kernel before has left, and another has none (128 on 67,
-    o in 12.8 us instead of 10.7).
+def _operand_config(num_outputs: int, *, gated: bool) -> RowsConfig:
+    """Settings for up to 16 rows of a model of a measured width. Where strips are about as many as multiprocessors, a program
+    takes all of one's memory: of smaller ones two land on a multiprocessor that the kernel before has left, and another has none
+    (128 on 67, o in 12.8 us instead of 10.7).
     """
     if gated:
         return RowsConfig(strip=32, span=256, splits=1, num_stages=3, ahead=128, rotate=True)
-    if num_outputs >= _MANY_OUTPUTS:
+    if num_outputs >= _VOCABULARY:
         return RowsConfig(strip=64, span=256, splits=1, num_stages=3, rotate=True)
     if num_outputs <= 32 * _MULTIPROCESSORS:
         return RowsConfig(strip=32, span=512, splits=1, shares=4)
@@ -167,7 +173,7 @@ def held_config(num_rows: int, num_outputs: int, num_inputs: int) -> HeldConfig 
     groups = -(-num_rows // 16)
     if chunk < _MIN_HELD_CHUNK or num_inputs > _MAX_HELD_INPUTS or num_rows > _MAX_FEW_ROWS:
         return None
-    if num_outputs * num_inputs > _MAX_FEW_ROWS_WEIGHTS or (groups > 1 and num_outputs >= _WIDE_OUTPUTS):
+    if num_outputs * num_inputs > _SMALL_WEIGHT or (groups > 1 and num_outputs >= _OUTPUTS_OF_ENOUGH_TILES):
         return None
     strip = max(8, 1 << (-(-num_outputs * groups // _HELD_PROGRAMS) - 1).bit_length())
     if strip > _MAX_HELD_STRIP or strip * num_inputs > _HELD_ELEMENTS:
@@ -176,8 +182,9 @@ def held_config(num_rows: int, num_outputs: int, num_inputs: int) -> HeldConfig 
 
 
 _MAX_TILE_ROWS = 256
-_WIDE_OUTPUTS = 4096
-_MAX_GATED_TILE, _MAX_LARGE_GATED_TILES, _MAX_WIDE_TILE = 192, 224, 96
+_OUTPUTS_OF_ENOUGH_TILES = 4096
+"""As queries, keys and values of a 0.6B shape have together: 64 tiles of all rows take less in than more of fewer rows."""
+_MAX_GATED_TILE, _MAX_LARGE_GATED_TILES, _MAX_PLAIN_TILE = 192, 224, 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,19 +208,47 @@ def suits_tiles(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
     """Whether a product that is not for `held_config` is faster by `tiles_hopper` than by the library, or by `suits_few_rows`.
 
     A layer of the 0.6B shape with its norms takes 22.3 us instead of 32.8 at 96 rows, 24.6 instead of 34.6 at 144, 29.0
-    instead of 36.6 at 256, as the next product's weights are copied while this one ends. Large weights gain nothing: a
-    layer of the 8B shape takes 145 us either way at 144 rows, and 211 instead of 191 at 224.
+    instead of 36.6 at 256, as the next product's weights are copied while this one ends. Large weights gain nothing at many
+    rows: a layer of the 8B shape takes 145 us either way at 144 rows, and 211 instead of 191 at 224, since tiles that are enough
+    for every multiprocessor read rows and weights too often (down at 144 rows 880 MB, 59 us of what multiprocessors take in).
     """
-    weights = num_outputs * num_inputs * (2 if gated else 1)
-    return num_rows <= _MAX_TILE_ROWS and weights <= _MAX_FEW_ROWS_WEIGHTS
+    if num_outputs * num_inputs * (2 if gated else 1) <= _SMALL_WEIGHT:
+        return num_rows <= _MAX_TILE_ROWS
+    if num_outputs >= _VOCABULARY or not _is_of_measured_width(num_outputs, num_inputs):
+        return False
+    return _suits_wide_tiles(num_rows, num_outputs, num_inputs, gated=gated)
 
 
-def tiles_config(num_rows: int, num_outputs: int, *, gated: bool) -> TilesConfig:
+def _suits_wide_tiles(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> bool:
+    """The same for the weights of a layer of a measured width. By `rows` those out of the feed-forward block are faster, except at
+    17 to 32 rows, and gates of more rows than that where its strips, twice as wide as tiles, leave no more multiprocessors idle.
+    """
+    if num_rows > _MAX_FEW_ROWS:
+        return False
+    if _MAX_ROWS_OF_AN_OPERAND < num_rows <= 32:
+        return True
+    if gated:
+        return num_rows <= _MAX_ROWS_OF_AN_OPERAND or _num_turns(num_outputs, 32) < 2 * _num_turns(
+            num_outputs, 64
+        )
+    return num_inputs < _FEED_FORWARD
+
+
+def _num_turns(num_outputs: int, strip: int) -> int:
+    """In how many turns all multiprocessors make so many outputs, a strip in each: 4 for 14,336 by strips of 32, and 2 by 64, but 5
+    and 3 for 18,944.
+    """
+    return -(-num_outputs // (strip * _MULTIPROCESSORS))
+
+
+def tiles_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> TilesConfig:
     """Settings for a product of up to 256 rows: few bytes for each multiprocessor, since it takes in 112 of them a
     nanosecond, however few others do; hence programs for all of them, but no second one that starts late.
     """
     whole = -(-num_rows // 16) * 16
     half = -(-num_rows // 32) * 16
+    if num_outputs * num_inputs * (2 if gated else 1) > _SMALL_WEIGHT:
+        return _wide_tiles_config(num_rows, gated=gated)
     if num_rows <= _MAX_FEW_ROWS:
         if gated:
             # With six stages the programs of the product before fit beside it; at 17 to 32 rows that was not measured.
@@ -229,8 +264,20 @@ def tiles_config(num_rows: int, num_outputs: int, *, gated: bool) -> TilesConfig
         return TilesConfig(
             outs=64, rows=half, unroll=True, width=64, num_stages=4
         )  # two programs side by side
-    if num_outputs >= _WIDE_OUTPUTS:
-        if whole <= _MAX_WIDE_TILE:
+    if num_outputs >= _OUTPUTS_OF_ENOUGH_TILES:
+        if whole <= _MAX_PLAIN_TILE:
             return TilesConfig(outs=64, rows=whole, unroll=True)
         return TilesConfig(outs=64, rows=half, unroll=False)
     return TilesConfig(outs=64, rows=32, unroll=True)
+
+
+def _wide_tiles_config(num_rows: int, *, gated: bool) -> TilesConfig:
+    """Settings for 2 to 64 rows of a layer of a measured width: all rows in a tile, so that weights are read once. Of gates two
+    programs fit side by side where that was faster: not at 17 to 32 rows (120 us a layer instead of 114).
+    """
+    rows = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
+    if gated and rows == 16:
+        return TilesConfig(outs=64, rows=rows, unroll=False, num_stages=4)
+    if gated and rows == 64:
+        return TilesConfig(outs=64, rows=rows, unroll=False, width=64, num_stages=6)
+    return TilesConfig(outs=64, rows=rows, unroll=False)
