@@ -23,9 +23,8 @@ from quire_kernels.linear.tuning import (
     tiles_config,
 )
 
-from tests.kernels.case import DEVICE, ON_GPU, assert_close, random
+from tests.kernels.case import DEVICE, assert_close, random
 
-ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9
 EPS = 1e-5
 MODELS = {
     "8B": {"o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336), "qkv": (6144, 4096)},
