@@ -295,14 +295,12 @@ def test_tiles_of_some_hundred_rows_are_cut_where_that_was_faster(
     num_rows: int, gated: int, wide: int
 ) -> None:
     of_gates = TilesConfig(outs=64, rows=gated, unroll=False)
-    if num_rows > 224:  # two programs side by side
-        of_gates = TilesConfig(outs=64, rows=gated, unroll=True, width=64, num_stages=4)
-    elif num_rows > 192:
-        of_gates = TilesConfig(outs=128, rows=gated, unroll=False)
+    if num_rows > 192:
+        of_gates = TilesConfig(outs=128, rows=gated, unroll=True, width=64)
+    elif num_rows > 144:
+        of_gates = TilesConfig(outs=64, rows=gated, unroll=False, width=64)
     assert tiles_config(num_rows, 3072, 1024, gated=True) == of_gates
-    assert tiles_config(num_rows, 4096, 1024, gated=False) == TilesConfig(
-        outs=64, rows=wide, unroll=num_rows <= 96
-    )
+    assert tiles_config(num_rows, 4096, 1024, gated=False) == TilesConfig(outs=64, rows=wide, unroll=False)
     assert tiles_config(num_rows, 4095, 1024, gated=False) == TilesConfig(outs=64, rows=32, unroll=True)
 
 

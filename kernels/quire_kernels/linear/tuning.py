@@ -184,7 +184,7 @@ def held_config(num_rows: int, num_outputs: int, num_inputs: int) -> HeldConfig 
 _MAX_TILE_ROWS = 256
 _OUTPUTS_OF_ENOUGH_TILES = 4096
 """As queries, keys and values of a 0.6B shape have together: 64 tiles of all rows take less in than more of fewer rows."""
-_MAX_GATED_TILE, _MAX_LARGE_GATED_TILES, _MAX_PLAIN_TILE = 192, 224, 96
+_MAX_DEEP_GATED_TILE, _MAX_GATED_TILE, _MAX_PLAIN_TILE = 144, 192, 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +195,8 @@ class TilesConfig:
     rows: int
     unroll: bool
     """Whether the steps are written out, with memory of its own for each stage. o and down gain 0.3 to 0.5 us of a layer by their
-    memory, and more by their 16 and 24 steps; 8 steps of qkv lose 0.2 to 0.5, of gates 0.6 to 1.8: all four would be 124 KB of
-    code, and it seems that a multiprocessor keeps less from launch to launch.
+    memory, and more by their 16 and 24 steps; 8 steps of qkv lose 0.2 to 0.8, of gates up to 192 rows 0.6 to 1.8: all four would be
+    124 KB of code, and it seems that a multiprocessor keeps less from launch to launch.
     """
     width: int = 128
     """Inputs of a step, 64 or 128. Barriers and addresses take a step as long as its copies where these are small."""
@@ -257,17 +257,14 @@ def tiles_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: boo
             )
         return TilesConfig(outs=64, rows=32, unroll=True)
     if gated:
-        if whole <= _MAX_GATED_TILE:
+        if whole <= _MAX_DEEP_GATED_TILE:
             return TilesConfig(outs=64, rows=whole, unroll=False)
-        if whole <= _MAX_LARGE_GATED_TILES:
-            return TilesConfig(outs=128, rows=half, unroll=False)
-        return TilesConfig(
-            outs=64, rows=half, unroll=True, width=64, num_stages=4
-        )  # two programs side by side
+        # Steps of 128 inputs leave room for three stages, between which a product waits for its copies.
+        if whole <= _MAX_GATED_TILE:
+            return TilesConfig(outs=64, rows=whole, unroll=False, width=64)
+        return TilesConfig(outs=128, rows=half, unroll=True, width=64)
     if num_outputs >= _OUTPUTS_OF_ENOUGH_TILES:
-        if whole <= _MAX_PLAIN_TILE:
-            return TilesConfig(outs=64, rows=whole, unroll=True)
-        return TilesConfig(outs=64, rows=half, unroll=False)
+        return TilesConfig(outs=64, rows=whole if whole <= _MAX_PLAIN_TILE else half, unroll=False)
     return TilesConfig(outs=64, rows=32, unroll=True)
 
 
