@@ -64,9 +64,7 @@ def test_the_kernel_that_was_fastest_is_taken(
     product = projection._our_product(x, weight, bias, gated=gated)  # pyright: ignore[reportPrivateUsage]
     by_rows = num_rows <= 16 or (num_rows > 32 and name in ("gate_up", "down"))
     if on_hopper:
-        by_rows = (name == "down" and not 16 < num_rows <= 32) or (
-            name == "gate_up" and num_rows > 32 and model == "8B"
-        )
+        by_rows = (num_rows <= 16 and name in ("o", "down")) or (num_rows > 32 and name == "down")
         if not by_rows and num_rows <= 64:
             assert product is not None
             assert product.__name__ == "linear_tiles_hopper"
@@ -93,21 +91,26 @@ def test_models_narrower_and_wider_than_those_measured_are_left_alone() -> None:
     ("model", "name", "num_rows", "config"),
     [
         *(
-            (model, "gate_up", 2, TilesConfig(outs=64, rows=16, unroll=False, num_stages=4))
+            (model, "gate_up", num_rows, TilesConfig(outs=64, rows=16, unroll=False, num_stages=4))
             for model in MODELS
+            for num_rows in (2, 16)
         ),
-        *((model, "gate_up", 17, TilesConfig(outs=64, rows=32, unroll=False)) for model in MODELS),
-        ("Qwen2.5-7B", "gate_up", 64, TilesConfig(outs=64, rows=64, unroll=False, width=64, num_stages=6)),
+        *((model, "qkv", 16, TilesConfig(outs=64, rows=16, unroll=False)) for model in MODELS),
         *(
             (model, name, num_rows, TilesConfig(outs=64, rows=rows, unroll=False))
             for model in MODELS
-            for name in ("o", "qkv")
-            for num_rows, rows in ((2, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64))
+            for name in ("gate_up", "o", "qkv")
+            for num_rows, rows in ((17, 32), (32, 32), (33, 64), (64, 64))
         ),
         *((model, "down", 24, TilesConfig(outs=64, rows=32, unroll=False)) for model in MODELS),
-        ("8B", "gate_up", 48, RowsConfig(strip=64, span=64, splits=1, num_stages=8, ahead=128, rotate=True)),
         *((model, "down", 64, RowsConfig(strip=64, span=128, splits=2)) for model in MODELS),
-        *((model, "down", 16, RowsConfig(strip=32, span=512, splits=1, shares=4)) for model in MODELS),
+        *(
+            (model, name, 16, RowsConfig(strip=32, span=512, splits=1, shares=4))
+            for model in MODELS
+            for name in ("o", "down")
+        ),
+        # Where tiles are not at hand.
+        ("8B", "gate_up", 48, RowsConfig(strip=64, span=64, splits=1, num_stages=8, ahead=128, rotate=True)),
     ],
 )
 def test_products_are_cut_as_was_fastest(

@@ -50,10 +50,10 @@ _MAX_ROWS_OF_AN_OPERAND = 16
 """As many as a tensor core takes at once."""
 
 _MIN_MODEL_WIDTH, _MAX_MODEL_WIDTH = 3584, 4096
-"""All products of 2 to 64 rows of a layer of models from the one to the other of these widths, which were both measured, are ours
-where `tiles_hopper` is at hand, since all launches overlap then. A layer of the 8B shape takes 110 us instead of the library's 126
-at 16 rows, 114 instead of 130 at 32 and 121 instead of 134 at 64, one of the Qwen2.5-7B shape 117 instead of 136, 120 instead of
-138 and 130 instead of 139. Where it is not, those of as many rows as an operand has are ours, and logits of as many anywhere."""
+"""All products of 2 to 64 rows of a layer of models from the one to the other of these widths, which were both measured, are ours,
+since all launches overlap then. A layer of the 8B shape takes 113 us instead of the library's 126 at 16 rows, 117 instead of 125
+at 32 and 123 instead of 131 at 64, one of the Qwen2.5-7B shape 117 instead of 132, 127 instead of 135 and 133 instead of 140; on
+another H200 up to 7 less. Logits of 2 to 16 rows are ours as well; where `tiles_hopper` cannot run, the others only of so few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,29 +216,16 @@ def suits_tiles(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
         return num_rows <= _MAX_TILE_ROWS
     if num_outputs >= _VOCABULARY or not _is_of_measured_width(num_outputs, num_inputs):
         return False
-    return _suits_wide_tiles(num_rows, num_outputs, num_inputs, gated=gated)
+    return _suits_wide_tiles(num_rows, num_outputs, num_inputs)
 
 
-def _suits_wide_tiles(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> bool:
-    """The same for the weights of a layer of a measured width. By `rows` those out of the feed-forward block are faster, except at
-    17 to 32 rows, and gates of more rows than that where its strips, twice as wide as tiles, leave no more multiprocessors idle.
+def _suits_wide_tiles(num_rows: int, num_outputs: int, num_inputs: int) -> bool:
+    """The same for the weights of a layer of a measured width. Up to 16 rows those that narrow or keep the width are faster by
+    `rows` (o 0.2 to 1.4 us), from 33 on down alone.
     """
-    if num_rows > _MAX_FEW_ROWS:
-        return False
-    if _MAX_ROWS_OF_AN_OPERAND < num_rows <= 32:
-        return True
-    if gated:
-        return num_rows <= _MAX_ROWS_OF_AN_OPERAND or _num_turns(num_outputs, 32) < 2 * _num_turns(
-            num_outputs, 64
-        )
-    return num_inputs < _FEED_FORWARD
-
-
-def _num_turns(num_outputs: int, strip: int) -> int:
-    """In how many turns all multiprocessors make so many outputs, a strip in each: 4 for 14,336 by strips of 32, and 2 by 64, but 5
-    and 3 for 18,944.
-    """
-    return -(-num_outputs // (strip * _MULTIPROCESSORS))
+    if num_rows <= _MAX_ROWS_OF_AN_OPERAND:
+        return num_outputs > num_inputs
+    return num_rows <= 32 or (num_rows <= _MAX_FEW_ROWS and num_inputs < _FEED_FORWARD)
 
 
 def tiles_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool) -> TilesConfig:
@@ -269,12 +256,8 @@ def tiles_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: boo
 
 
 def _wide_tiles_config(num_rows: int, *, gated: bool) -> TilesConfig:
-    """Settings for 2 to 64 rows of a layer of a measured width: all rows in a tile, so that weights are read once. Of gates two
-    programs fit side by side where that was faster: not at 17 to 32 rows (120 us a layer instead of 114).
+    """Settings for 2 to 64 rows of a layer of a measured width: all rows in a tile, so that weights are read once. With four
+    stages two programs of gates fit side by side, which gains up to 2 us of a layer at 16 rows and loses 6 at 32.
     """
     rows = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
-    if gated and rows == 16:
-        return TilesConfig(outs=64, rows=rows, unroll=False, num_stages=4)
-    if gated and rows == 64:
-        return TilesConfig(outs=64, rows=rows, unroll=False, width=64, num_stages=6)
-    return TilesConfig(outs=64, rows=rows, unroll=False)
+    return TilesConfig(outs=64, rows=rows, unroll=False, num_stages=4 if gated and rows == 16 else None)
