@@ -41,6 +41,15 @@ def test_graphs_are_captured_largest_first() -> None:
     assert len(captured) == len(set(captured)) < 160
 
 
+@pytest.mark.parametrize("num_rows", [1, 32, 128, 129])
+def test_steps_that_prompts_fill_are_captured_in_few_rows(num_rows: int) -> None:
+    table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN, 1024)
+    full = table.shape_of(MAX_NUM_TOKENS, num_rows, is_decode=False, max_seq_len=80)
+    assert (full in table.captured()) == (num_rows <= 128)
+    nearly = table.shape_of(MAX_NUM_TOKENS - 64, num_rows, is_decode=False, max_seq_len=80)
+    assert nearly not in table.captured()
+
+
 def test_few_draws_serve_every_shape() -> None:
     table = ShapeTable(MAX_NUM_SEQS, MAX_NUM_TOKENS, MAX_MODEL_LEN, 1024)
     shapes, rows = table.captured(), table.captured_rows()

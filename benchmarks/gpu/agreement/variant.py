@@ -12,7 +12,10 @@ from benchmarks.gpu.model import QWEN3_0_6B, Model
 from quire.assets import shipped_model_path
 from tests.doubles.in_process_engine import Output
 
-_LENGTHS = [1, 16, 17, 100, 255, 600, 900, 40, 333, 64, 3, 128] * 2
+_LENGTHS = [1, 16, 17, 100, 255, 600, 900, 40, 333, 64, 3, 128] * 2 + [960] * 4
+_FLAGS = {"max_model_len": 1024, "max_num_batched_tokens": 8192, "kv_cache_memory_bytes": 2**31}
+"""The prompts have more tokens than a step, so that the first one is full, which has a graph of its own."""
+
 _NUM_OUT = 32
 _NUM_LOGPROBS = 20
 
@@ -24,7 +27,7 @@ def check_graph() -> list[Outcome]:
         return [Outcome(check=name, passed=None, detail="nothing is captured on a CPU")]
     with tempfile.TemporaryDirectory() as folder:
         QWEN3_0_6B.write(Path(folder))
-        loaded = load(folder, load_format="dummy", max_model_len=1024)
+        loaded = load(folder, load_format="dummy", **_FLAGS)
     captured = _outputs(loaded, QWEN3_0_6B)
     loaded.runner._graphs = None  # the shape table stays, so that padding is the same
     eager = _outputs(loaded, QWEN3_0_6B)

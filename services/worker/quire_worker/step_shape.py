@@ -16,6 +16,9 @@ as many parts as a long one costs them up to a tenth of the step, measured on on
 
 _SHORT_CONTEXT = 1024
 
+_FULL_STEP_ROWS = 128
+"""Steps of as many tokens as there may be, which prompts fill while some wait, have graphs in so few rows."""
+
 _SLOW_SIZES = (448, 832)
 """Not padded to: the library's products of so many rows take longer than those of the next size, by a third at 448 rows of
 a 4,096 wide model (a layer: 397 us; 243 at 384 rows, 300 at 512). Measured on one H200, three published shapes."""
@@ -60,7 +63,13 @@ class ShapeTable:
             for num_rows in self._mixed_rows
             if num_rows <= _at_least(self._mixed_rows, min(num_tokens, self._mixed_rows[-1]))
         ]
-        return sorted((*decode, *mixed), reverse=True)
+        # A step that prompts fill: its kernels take long, but the first of them would wait for the host to launch it.
+        full = [
+            StepShape(self._max_num_tokens, num_rows, False, self._contexts[-1])
+            for num_rows in self._mixed_rows
+            if self._captures and num_rows <= _FULL_STEP_ROWS
+        ]
+        return sorted({*decode, *mixed, *full}, reverse=True)
 
     def captured_rows(self) -> list[int]:
         """The numbers of rows of what is captured, largest first."""
