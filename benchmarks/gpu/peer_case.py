@@ -1,7 +1,7 @@
 """The peer at hand: `transformers`, on the same random-weight shapes and the first requests of A and C.
 
 `generate` runs them as one left-padded batch, continuous batching as it schedules them itself. Only the first 64 requests
-are used and either is cut off after 50 s, so that a case takes about a minute; of a cut-off batch the tokens that were
+are used and either is cut off after 30 s, so that a case takes a minute; of a cut-off batch the tokens that were
 asked for and made until then count, of continuous batching the finished requests. Model loading and warm-up are not timed.
 """
 
@@ -27,7 +27,7 @@ from benchmarks.gpu.result import Row
 from benchmarks.gpu.workload import Ask, Size
 
 _NUM_REQUESTS = 64
-_LIMIT_S = 50.0
+_LIMIT_S = 30.0
 _NO_TOKEN = -1
 
 
