@@ -23,6 +23,7 @@ from quire_kernels.linear.tiling import (
     suits_heads,
     suits_many_rows,
 )
+from quire_kernels.rotary.heads import rotary_embedding_cache
 from quire_kernels.rotary.places import HeadPlaces
 from quire_kernels.rotary.reference import rotary_embedding_and_cache
 
@@ -168,6 +169,22 @@ def test_heads_leave_rotated_and_cached(
             assert_close(actual.nan_to_num(), truth.nan_to_num())
             assert torch.allclose(actual.float(), truth.float(), rtol=0.01, atol=0.01, equal_nan=True)
         assert torch.equal(places.v_cache.nan_to_num(), expected[2].nan_to_num())
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize(("num_rows", "num_heads"), [(2048, 32), (4099, 28)])
+def test_heads_equal_those_of_two_launches_bit_for_bit(num_rows: int, num_heads: int) -> None:
+    x, weight = random(num_rows, 512), random((num_heads + 16) * 128, 512) / 512**0.5
+    places = head_places(num_rows, 8)
+    queries = many_rows.linear_many_rows_heads(x, weight, places)
+    product = many_rows.linear_many_rows(x, weight).view(num_rows, -1, 128)
+    q, k, v = product.split((num_heads, 8, 8), dim=1)
+    caches = [torch.full_like(places.k_cache, float("nan")) for _ in range(2)]
+    expected = rotary_embedding_cache(q, k, v, places.cos_sin, places.positions, *caches, places.slot_mapping)
+    assert torch.equal(queries, expected.flatten(1))
+    assert torch.equal(places.k_cache.nan_to_num(), caches[0].nan_to_num())
+    assert torch.equal(places.v_cache.nan_to_num(), caches[1].nan_to_num())
 
 
 @pytest.mark.gpu

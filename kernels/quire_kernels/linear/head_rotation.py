@@ -141,7 +141,8 @@ def _leave_runs(
 def _turn(first, second, cos, sin):
     """Return halves rotated, rounded once."""
     if first.dtype == gl.bfloat16:
-        # Two at a time: conversions one by one take eight times as long.
+        # Two at a time: conversions one by one take eight times as long. The product that is rounded before the sum is that of
+        # the second half both times, as the compiler has it in `rotary/heads.py`.
         turned_first, turned_second = gl.inline_asm_elementwise(
             """{
             .reg .f32 first_0, first_1, second_0, second_1, cross_0, cross_1;
@@ -149,17 +150,17 @@ def _turn(first, second, cos, sin):
             and.b32 first_1, $2, 0xffff0000;
             shl.b32 second_0, $3, 16;
             and.b32 second_1, $3, 0xffff0000;
-            mul.f32 cross_0, second_0, $6;
-            mul.f32 cross_1, second_1, $7;
+            mul.rn.f32 cross_0, second_0, $6;
+            mul.rn.f32 cross_1, second_1, $7;
             neg.f32 cross_0, cross_0;
             neg.f32 cross_1, cross_1;
             fma.rn.f32 cross_0, first_0, $4, cross_0;
             fma.rn.f32 cross_1, first_1, $5, cross_1;
             cvt.rn.bf16x2.f32 $0, cross_1, cross_0;
-            mul.f32 cross_0, first_0, $6;
-            mul.f32 cross_1, first_1, $7;
-            fma.rn.f32 cross_0, second_0, $4, cross_0;
-            fma.rn.f32 cross_1, second_1, $5, cross_1;
+            mul.rn.f32 cross_0, second_0, $4;
+            mul.rn.f32 cross_1, second_1, $5;
+            fma.rn.f32 cross_0, first_0, $6, cross_0;
+            fma.rn.f32 cross_1, first_1, $7, cross_1;
             cvt.rn.bf16x2.f32 $1, cross_1, cross_0;
             }""",
             "=&r,=&r,r,r,f,f,f,f",
