@@ -2,8 +2,8 @@
 
 Each warpgroup has half of the query rows of an item, keeps them in registers and shares the tiles of keys and values with
 the other. It starts the products of a tile's keys and of the values before it in one go, and takes the softmax while the
-other's run (after FlashAttention-3; Shah et al., 2024). The first keys of an item are multiplied with the last values of
-the one before, whose result is written while the other warpgroup multiplies.
+second of them and the other's run (after FlashAttention-3; Shah et al., 2024). The first keys of an item are multiplied with
+the last values of the one before, whose result is written while the other warpgroup multiplies.
 """
 
 # pyright: reportAssignmentType=false
@@ -41,7 +41,7 @@ def _page_layout(columns):
 
 @gluon.jit
 def attend(
-    out, part_out, part_lse, arrivals, queries, keys, values, notes, score_scale, value_scale,
+    out, part_out, part_lse, arrivals, queries, keys, values, notes, totals, score_scale, value_scale,
     HALF: gl.constexpr, WINDOW: gl.constexpr, PAGE: gl.constexpr, NUM_HEADS: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr, TILE: gl.constexpr,
     STAGES: gl.constexpr, Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
@@ -79,13 +79,13 @@ def attend(
             num_open = gl.minimum(gl.maximum((all_see - begin) // TILE, 1), num_tiles)
         for tile in range(1, num_open):
             weights, accumulated, maximum, total = _attend_tile(
-                q_rows, keys, values, weights, accumulated, maximum, total, position, begin + tile * TILE,
-                done + tile, score_scale, False, WINDOW, STAGES,
+                q_rows, keys, values, totals, weights, accumulated, maximum, total, position,
+                begin + tile * TILE, done + tile, score_scale, HALF, False, WINDOW, STAGES,
             )  # fmt: skip
         for tile in range(num_open, num_tiles):
             weights, accumulated, maximum, total = _attend_tile(
-                q_rows, keys, values, weights, accumulated, maximum, total, position, begin + tile * TILE,
-                done + tile, score_scale, True, WINDOW, STAGES,
+                q_rows, keys, values, totals, weights, accumulated, maximum, total, position,
+                begin + tile * TILE, done + tile, score_scale, HALF, True, WINDOW, STAGES,
             )  # fmt: skip
         done += num_tiles
         turn += 1
@@ -159,27 +159,31 @@ def _multiply_keys(queries, keys, done, STAGES: gl.constexpr):
 
 @gluon.jit
 def _attend_tile(
-    queries, keys, values, weights, accumulated, maximum, total, position, start, done, scale,
-    MASKED: gl.constexpr, WINDOW: gl.constexpr, STAGES: gl.constexpr,
+    queries, keys, values, totals, weights, accumulated, maximum, total, position, start, done, scale,
+    HALF: gl.constexpr, MASKED: gl.constexpr, WINDOW: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Start the products of this tile's keys and of the values before it; return the state after this one's softmax."""
     ring, full, empty = values
     before, phase = stage_and_phase(done - 1, STAGES)
     _await_keys(keys, done, True, STAGES)
-    scores = _multiply_keys(queries, keys, done, STAGES)
     mbarrier.wait(full.index(before), phase)
+    scores = _multiply_keys(queries, keys, done, STAGES)
     accumulated = warpgroup_mma(weights, ring.index(before), accumulated, is_async=True)
     scores = warpgroup_mma_wait(1, deps=[scores])
-    mbarrier.arrive(keys[2].index(done % STAGES), count=1)
     new_weights, rescale, maximum, total = _softmax(
         scores, maximum, total, position, start, scale, MASKED, WINDOW
     )
+    new_weights = _as_operand(new_weights, ring.dtype)
+    # Nobody reads these. With the arrival behind their store, and the wait behind that, ptxas leaves the softmax before the
+    # wait; else it takes nearly all of it after.
+    totals.index(HALF).store(total)
+    mbarrier.arrive(keys[2].index(done % STAGES), count=1)
     accumulated, weights = warpgroup_mma_wait(0, deps=[accumulated, weights])
     mbarrier.arrive(empty.index(before), count=1)
     accumulated = (
         accumulated * gl.convert_layout(rescale, gl.SliceLayout(1, accumulated.type.layout))[:, None]
     )
-    return _as_operand(new_weights, ring.dtype), accumulated, maximum, total
+    return new_weights, accumulated, maximum, total
 
 
 @gluon.jit
@@ -187,7 +191,8 @@ def _first_softmax(scores, position, start, scale, WINDOW: gl.constexpr):
     """Return weights, maximum and total of the rows after the first tile of an item."""
     LAYOUT: gl.constexpr = gl.SliceLayout(1, scores.type.layout)
     maximum = gl.full([_HALF], _NEGATIVE_INFINITY, gl.float32, LAYOUT)
-    total = gl.zeros([_HALF], gl.float32, LAYOUT)
+    BY_THREAD: gl.constexpr = _sum_by_thread(scores).type.layout
+    total = gl.zeros([_HALF, 4], gl.float32, BY_THREAD)
     weights, _rescale, maximum, total = _softmax(scores, maximum, total, position, start, scale, True, WINDOW)
     return weights, maximum, total
 
@@ -209,7 +214,16 @@ def _softmax(scores, maximum, total, position, start, scale, MASKED: gl.constexp
         reference = gl.where(new_maximum == _NEGATIVE_INFINITY, 0.0, new_maximum)
     weights = gl.exp2(gl.fma(scores, scale, -reference[:, None]))
     rescale = gl.exp2(maximum - reference)
-    return weights, rescale, new_maximum, total * rescale + gl.sum(weights, 1)
+    BY_THREAD: gl.constexpr = total.type.layout
+    rescale_total = gl.convert_layout(rescale, gl.SliceLayout(1, BY_THREAD))[:, None]
+    return weights, rescale, new_maximum, total * rescale_total + _sum_by_thread(weights)
+
+
+@gluon.jit
+def _sum_by_thread(weights):
+    """What each of the four threads that share a row has of its sum: they add theirs when the item ends."""
+    pairs = weights.reshape([_HALF, weights.shape[1] // 8, 4, 2])
+    return gl.sum(gl.sum(pairs, 3), 1)
 
 
 @gluon.jit
@@ -244,7 +258,8 @@ def _write(
     LAYOUT: gl.constexpr = accumulated.type.layout
     ROWS_LAYOUT: gl.constexpr = _page_layout(HEAD_DIM)
     maximum = gl.convert_layout(maximum, gl.SliceLayout(1, LAYOUT))
-    total = gl.convert_layout(gl.where(total == 0.0, 1.0, total), gl.SliceLayout(1, LAYOUT))
+    total = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, LAYOUT))
+    total = gl.where(total == 0.0, 1.0, total)
     result = accumulated * (value_scale / total)[:, None]
     target = (
         out + (first_token.to(gl.int64) + first_query) * (NUM_HEADS * HEAD_DIM) + kv_head * (GROUP * HEAD_DIM)

@@ -101,15 +101,16 @@ def _paged_attention_prefill_hopper_kernel(
     keys = (k_ring, k_full, k_empty)
     values = (v_ring, v_full, v_empty)
     notes = (note_ring, note_full, note_empty)
+    totals = gl.allocate_shared_memory(gl.float32, [2, _HALF, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     fence_async_shared()
     gl.warp_specialize(
         [
             (attend, (
-                out, part_out, part_lse, arrivals, queries, keys, values, notes, score_scale, value_scale, 0,
+                out, part_out, part_lse, arrivals, queries, keys, values, notes, totals, score_scale, value_scale, 0,
                 SLIDING_WINDOW, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q, TILE, STAGES, Q_STAGES, NOTES, OVERLAP,
             )),
             (attend, (
-                out, part_out, part_lse, arrivals, queries, keys, values, notes, score_scale, value_scale, 1,
+                out, part_out, part_lse, arrivals, queries, keys, values, notes, totals, score_scale, value_scale, 1,
                 SLIDING_WINDOW, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q, TILE, STAGES, Q_STAGES, NOTES, OVERLAP,
             )),
             (copy_tiles, (
