@@ -1,4 +1,4 @@
-"""Takes the forward pass of decode steps for a GPU that is not there: prints, as JSON, what each would launch, in order.
+"""Takes the forward pass of steps for a GPU that is not there: prints, as JSON, what each would launch, in order.
 
     python -m tests.doubles.launch_order 90
 
@@ -13,6 +13,7 @@ from unittest.mock import patch
 from tests.doubles.compile_only import (  # first: it says that kernels are to be compiled
     BATCHES,
     MAX_MODEL_LEN,
+    MAX_NUM_TOKENS,
     absent_gpu,
     small_step,
 )
@@ -36,10 +37,10 @@ class _NotedEmbedding(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def launch_order(capability: int, num_rows: int) -> list[str]:
-    """The launches of a decode step's forward pass."""
+def launch_order(capability: int, shape: StepShape) -> list[str]:
+    """The launches of a step's forward pass."""
     launched: list[str] = []
-    step, shape = small_step(torch.bfloat16), StepShape(num_rows, num_rows, True, MAX_MODEL_LEN)
+    step = small_step(torch.bfloat16)
     step.batch.load_padding(shape)
 
     def note(kernel: Any, *_arguments: Any, **_options: Any) -> None:
@@ -51,5 +52,7 @@ def launch_order(capability: int, num_rows: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    orders = {num_rows: launch_order(int(sys.argv[1]), num_rows) for num_rows in BATCHES}
+    shapes = {f"decode {size}": StepShape(size, size, True, MAX_MODEL_LEN) for size in BATCHES}
+    shapes["mixed"] = StepShape(MAX_NUM_TOKENS, 32, False, MAX_MODEL_LEN)
+    orders = {name: launch_order(int(sys.argv[1]), shape) for name, shape in shapes.items()}
     sys.stdout.write(json.dumps(orders) + "\n")

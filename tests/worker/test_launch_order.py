@@ -1,4 +1,4 @@
-"""What decode attention is promised of the launches before it, on a machine that has no GPU."""
+"""What attention is promised of the launches before it, on a machine that has no GPU."""
 
 import json
 import os
@@ -25,9 +25,12 @@ def test_an_ordinary_launch_lies_between_the_tables_of_a_step_and_its_layers() -
     assert finished.returncode == 0, finished.stderr[-3000:]
     orders: dict[str, list[str]] = json.loads(finished.stdout)
     assert orders
-    for launched in orders.values():
-        assert launched[:3] == ["_prepare_step_kernel", "embedding", "_rms_norm_rows_kernel"]
-        attention = next(at for at, name in enumerate(launched) if name.startswith("_paged_attention_decode"))
-        assert not any(name.startswith("_prepare") for name in launched[2:attention])
-    for num_rows in ("128", "192"):  # those between products are made by the products
-        assert orders[num_rows].count("_rms_norm_rows_kernel") == 2, "the first and the last of a step"
+    for name, launched in orders.items():
+        before = ["_prepare_step_kernel", *["_schedule_prefill_rows_kernel"] * (name == "mixed"), "embedding"]
+        assert launched[: len(before) + 1] == [*before, "_rms_norm_rows_kernel"]
+        kind = "prefill_hopper" if name == "mixed" else "decode"
+        assert any(each.startswith(f"_paged_attention_{kind}") for each in launched)
+        assert not any(each.startswith(("_prepare", "_schedule")) for each in launched[len(before) :])
+    for num_rows in (128, 192):  # those between products are made by the products
+        norms = orders[f"decode {num_rows}"].count("_rms_norm_rows_kernel")
+        assert norms == 2, "the first and the last of a step"

@@ -49,7 +49,7 @@ def _schedule_prefill_rows_kernel(
     num_items,
     items,
     num_rows,
-    max_items,
+    num_notes,
     WINDOW: tl.constexpr,  # 0: none
     TILE: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -97,13 +97,15 @@ def _schedule_prefill_rows_kernel(
     first_token = tl.load(query_start_loc + row)
     query_len = tl.load(query_start_loc + row + 1) - first_token
     num_cached = tl.load(seq_lens + row) - query_len
-    numbers = items + item * 8
-    mask = item < max_items
-    tl.store(numbers, row, mask=mask)
+    tile = (item - first_item) // splits
+    # The last tiles of a prompt see the most keys: they come first, which leaves the short ones to fill the end.
+    live = item < items_before
+    numbers = items + tl.where(live, items_before - 1 - item, item) * 8
+    mask = item < num_notes
+    tl.store(numbers, tl.where(live, row, -1), mask=mask)
     tl.store(numbers + 1, first_token, mask=mask)
     tl.store(numbers + 2, query_len, mask=mask)
     tl.store(numbers + 3, num_cached, mask=mask)
-    tile = (item - first_item) // splits
     tl.store(numbers + 4, tile, mask=mask)
     tl.store(numbers + 5, splits, mask=mask)
     tl.store(numbers + 6, (item - first_item) % splits, mask=mask)
@@ -131,6 +133,8 @@ def schedule_prefill_rows(
     # Splits are as long as a program's share of all key tiles or longer: they add at most one item per program, and
     # where a row has several they are longer than half a share.
     max_items, max_parts = max_tiles + config.num_programs, 2 * config.num_programs
+    # Programs of `prefill_hopper` take items, of all key heads, until they find none: each finds one behind the last item.
+    num_notes = max_items + triton.cdiv(config.resident_programs, num_kv_heads) + 1
 
     def integers(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
@@ -147,19 +151,19 @@ def schedule_prefill_rows(
         queries_per_tile=queries_per_tile,
         max_items=max_items,
         num_items=integers(1),
-        items=integers(max_items, 8),
+        items=integers(num_notes, 8),
         arrivals=counters[:-2].view(max_parts, num_kv_heads, counters_per_part),
         taken=counters[-2:],
         part_out=floats(max_parts, num_kv_heads, rows_per_tile, head_dim),
         part_lse=floats(max_parts, num_kv_heads, rows_per_tile),
     )
-    _schedule_prefill_rows_kernel[(triton.cdiv(max_items, _LOOKUPS),)](
+    _schedule_prefill_rows_kernel[(triton.cdiv(num_notes, _LOOKUPS),)](
         query_start_loc,
         seq_lens,
         schedule.num_items,
         schedule.items,
         num_rows,
-        max_items,
+        num_notes,
         WINDOW=sliding_window or 0,
         TILE=config.tile,
         BLOCK_Q=queries_per_tile,

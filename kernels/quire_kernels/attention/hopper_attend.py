@@ -47,8 +47,6 @@ def attend(
     STAGES: gl.constexpr, Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: attends with one half of the rows of each item, and leaves every stage that it has read."""
-    if OVERLAP:
-        gdc_wait()
     HEAD_DIM: gl.constexpr = keys[0].shape[2]
     TOKEN_ROWS: gl.constexpr = 2 * _HALF // BLOCK_Q  # the heads of a group, up to a power of two
     O_LAYOUT: gl.constexpr = _product_layout(HEAD_DIM)
@@ -69,6 +67,8 @@ def attend(
     mbarrier.arrive(keys[2].index(0), count=1)
     weights, maximum, total = _first_softmax(scores, position, begin, score_scale, WINDOW)
     weights = _as_operand(weights, keys[0].dtype)
+    if OVERLAP:
+        gdc_wait()  # for the room that results and parts are written to
     while more:
         first_query = tile_of_row * BLOCK_Q
         accumulated = gl.zeros([_HALF, HEAD_DIM], gl.float32, O_LAYOUT)
@@ -253,7 +253,7 @@ def _write(
     first_query, num_splits, split, first_part, HALF: gl.constexpr, NUM_HEADS: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, TOKEN_ROWS: gl.constexpr,
 ):  # fmt: skip
-    """Write the result of an item; where it is one of several, the part, and who comes last the merged result."""
+    """Write the result of an item; where it is one of several splits the part, and by the first split the merged result."""
     HEAD_DIM: gl.constexpr = accumulated.shape[1]
     LAYOUT: gl.constexpr = accumulated.type.layout
     ROWS_LAYOUT: gl.constexpr = _page_layout(HEAD_DIM)
@@ -264,34 +264,34 @@ def _write(
     target = (
         out + (first_token.to(gl.int64) + first_query) * (NUM_HEADS * HEAD_DIM) + kv_head * (GROUP * HEAD_DIM)
     )
+    num_queries = query_len - first_query
     if num_splits == 1:
         rows = gl.convert_layout(result.to(out.dtype.element_ty), ROWS_LAYOUT)
-        _write_rows(target, rows, query_len - first_query, HALF, NUM_HEADS, GROUP, TOKEN_ROWS)
+        _write_rows(target, rows, num_queries, HALF, NUM_HEADS, GROUP, TOKEN_ROWS)
     else:
-        row = HALF * _HALF + gl.arange(0, _HALF, gl.SliceLayout(1, LAYOUT))
-        dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LAYOUT))
+        row = gl.arange(0, _HALF, gl.SliceLayout(1, LAYOUT))
+        lse = maximum + gl.log2(total)
         first_place = first_part * NUM_KV_HEADS + kv_head
-        part_row = (first_place + split * NUM_KV_HEADS) * (2 * _HALF) + row
-        gl.store(part_out + part_row[:, None] * HEAD_DIM + dim[None, :], result)
-        gl.store(part_lse + part_row, maximum + gl.log2(total))
-        # Every thread's part must be written before one of them says so.
-        _synchronize()
+        parts = part_out + first_place * (2 * _HALF * HEAD_DIM) + HALF * (_HALF * HEAD_DIM)
+        lses = part_lse + first_place * (2 * _HALF) + HALF * _HALF
         arrival = arrivals + first_place * 2 + HALF
-        if gl.atomic_add(arrival, 1, sem="acq_rel") == num_splits - 1:
-            merged = _merge_splits(
-                part_out, part_lse, first_place * (2 * _HALF) + HALF * _HALF, NUM_KV_HEADS * 2 * _HALF,
-                num_splits, HEAD_DIM, ROWS_LAYOUT,
-            )  # fmt: skip
-            _write_rows(
-                target,
-                merged.to(out.dtype.element_ty),
-                query_len - first_query,
-                HALF,
-                NUM_HEADS,
-                GROUP,
-                TOKEN_ROWS,
-            )
+        stride = NUM_KV_HEADS * 2 * _HALF
+        if split > 0:
+            part = _by_thread(result)
+            place = gl.arange(0, _HALF * HEAD_DIM, part.type.layout)
+            gl.store(parts + split * stride * HEAD_DIM + place, part)
+            gl.store(lses + split * stride + row, lse)
+            # Every thread's part must be written before one of them says so.
+            _synchronize()
+            gl.atomic_add(arrival, 1, sem="release")
+        else:
+            # The schedule gave the other splits out before this one: all of them are done or under way.
+            while gl.atomic_add(arrival, 0, sem="acquire") < num_splits - 1:
+                pass
             gl.store(arrival, 0)  # for the next layer
+            result = _merge_splits(parts, lses, result, lse, stride, num_splits)
+            rows = gl.convert_layout(result.to(out.dtype.element_ty), ROWS_LAYOUT)
+            _write_rows(target, rows, num_queries, HALF, NUM_HEADS, GROUP, TOKEN_ROWS)
 
 
 @gluon.jit
@@ -314,24 +314,40 @@ def _write_rows(
 
 
 @gluon.jit
-def _merge_splits(
-    part_out, part_lse, first_place, place_stride, num_splits, HEAD_DIM: gl.constexpr, LAYOUT: gl.constexpr
-):
-    """Return the merged output ``[_HALF, HEAD_DIM]`` of the parts of one tile."""
-    row = gl.arange(0, _HALF, gl.SliceLayout(1, LAYOUT))
-    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LAYOUT))
-    peak = gl.full([_HALF], _NEGATIVE_INFINITY, gl.float32, gl.SliceLayout(1, LAYOUT))
-    total = gl.zeros([_HALF], gl.float32, gl.SliceLayout(1, LAYOUT))
-    merged = gl.zeros([_HALF, HEAD_DIM], gl.float32, LAYOUT)
-    for split in range(num_splits):
-        place = first_place + split * place_stride + row
-        lse = gl.load(part_lse + place, cache_modifier=".cg")
-        values = gl.load(part_out + place[:, None] * HEAD_DIM + dim[None, :], cache_modifier=".cg")
-        new_peak = gl.maximum(peak, lse)
+def _merge_splits(parts, lses, result, lse, stride, num_splits):
+    """Return the merged output ``[_HALF, HEAD_DIM]`` of the first split of a tile and of those that left parts."""
+    HEAD_DIM: gl.constexpr = result.shape[1]
+    LAYOUT: gl.constexpr = result.type.layout
+    PART_LAYOUT: gl.constexpr = _by_thread(result).type.layout
+    row = gl.arange(0, _HALF, lse.type.layout)
+    place_in_part = gl.arange(0, _HALF * HEAD_DIM, PART_LAYOUT)
+    peak = lse
+    total = gl.where(lse == _NEGATIVE_INFINITY, 0.0, 1.0)
+    for split in range(1, num_splits):
+        other_lse = gl.load(lses + split * stride + row, cache_modifier=".cg")
+        part = gl.load(parts + split * stride * HEAD_DIM + place_in_part, cache_modifier=".cg")
+        other = _by_row(part, LAYOUT)
+        new_peak = gl.maximum(peak, other_lse)
         reference = gl.where(new_peak == _NEGATIVE_INFINITY, 0.0, new_peak)
-        weight = gl.exp2(lse - reference)
+        weight = gl.exp2(other_lse - reference)
         rescale = gl.exp2(peak - reference)
         total = total * rescale + weight
-        merged = merged * rescale[:, None] + values * weight[:, None]
+        result = result * rescale[:, None] + other * weight[:, None]
         peak = new_peak
-    return merged / gl.where(total == 0.0, 1.0, total)[:, None]
+    return result / gl.where(total == 0.0, 1.0, total)[:, None]
+
+
+@gluon.jit
+def _by_thread(product):
+    """A product of 64 rows as a line, in which each thread has 4 numbers on end, those of its neighbours beside them."""
+    COLUMNS: gl.constexpr = product.shape[1] // 8
+    places = product.reshape([4, 2, 8, COLUMNS, 4, 2]).permute((3, 0, 2, 4, 1, 5))
+    return places.reshape([_HALF * product.shape[1]])
+
+
+@gluon.jit
+def _by_row(line, LAYOUT: gl.constexpr):
+    """What `_by_thread` was given."""
+    COLUMNS: gl.constexpr = line.shape[0] // _HALF // 8
+    places = line.reshape([COLUMNS, 4, 8, 4, 2, 2]).permute((1, 4, 2, 0, 3, 5))
+    return gl.convert_layout(places.reshape([_HALF, 8 * COLUMNS]), LAYOUT, assert_trivial=True)

@@ -16,6 +16,8 @@ NOTE_READERS = gl.constexpr(4)  # two warpgroups, two warps that copy
 _NOTE_LEN = gl.constexpr(NOTE_LEN)
 # An item of so many key tiles takes longer than the next one's note; shorter ones are noted two ahead.
 _LONG_ITEM = gl.constexpr(6)
+# Key tiles that take as long as it takes a split to leave its part to another.
+_AHEAD = gl.constexpr(2)
 # The first row of a page past the end: outside of every cache, where copies read zeros.
 _NOWHERE = gl.constexpr(0x7FFFFF00)
 
@@ -34,20 +36,19 @@ def stage_and_phase(turn, STAGES: gl.constexpr):
 
 @gluon.jit
 def hand_out_items(
-    notes, taken, num_items, items, NUM_KV_HEADS: gl.constexpr, WINDOW: gl.constexpr, BLOCK_Q: gl.constexpr,
-    TILE: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
+    notes, taken, items, NUM_KV_HEADS: gl.constexpr, WINDOW: gl.constexpr, BLOCK_Q: gl.constexpr,
+    TILE: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr, SETTLED: gl.constexpr,
 ):  # fmt: skip
     """Take the program's next item and note what the schedule says of it, until none is left; a negative first number says so.
 
-    The last tiles of a prompt see the most keys: starting with them leaves the short ones to fill the end. Turns fixed
-    beforehand took a fifth more time for 4 prompts of 2,048 tokens, as some programs had longer items in every turn. An item
-    that is taken early is one that no other program can take: after a long one the next is taken when that begins.
+    The schedule starts with the last tiles of a prompt, which see the most keys: the short ones are left to fill the end. Turns
+    fixed beforehand took a fifth more time for 4 prompts of 2,048 tokens, as some programs had longer items in every turn. An
+    item that is taken early is one that no other program can take: after a long one the next is taken when that begins.
     """
-    if OVERLAP:
+    if OVERLAP and not SETTLED:
         gdc_wait()
     ring, full, empty = notes
     column = gl.arange(0, _NOTE_LEN, gl.BlockedLayout([1], [32], [1], [0]))
-    end = gl.load(num_items) * NUM_KV_HEADS
     index = gl.program_id(0)
     turn = 0
     long = 0
@@ -59,22 +60,24 @@ def hand_out_items(
         mbarrier.wait(empty.index(before), phase, pred=long > 0)
         if turn > 0:
             index = gl.num_programs(0) + gl.atomic_add(taken, 1, sem="relaxed")
-        more = (index < end).to(gl.int32)
-        item = gl.maximum(end - 1 - index, 0) // NUM_KV_HEADS
-        note = gl.load(items + item * _NOTE_LEN + column)
-        place = gl.where(more > 0, note * NUM_KV_HEADS + index % NUM_KV_HEADS, -1)
+        item = items + index // NUM_KV_HEADS * _NOTE_LEN
+        note = gl.load(item + column)
+        # Behind the last item the row is negative.
+        place = gl.where(note >= 0, note * NUM_KV_HEADS + index % NUM_KV_HEADS, -1)
         ring.index(stage).store(gl.where(column == 0, place, note))
         mbarrier.arrive(full.index(stage), count=1)
-        query_len = gl.load(items + item * _NOTE_LEN + 2)
+        more = (gl.load(item) >= 0).to(gl.int32)
+        query_len = gl.load(item + 2)
+        num_cached = gl.load(item + 3)
+        tile_of_row = gl.load(item + 4)
+        num_splits = gl.load(item + 5)
+        split = gl.load(item + 6)
         _keys, _begin, num_tiles = range_of_keys(
-            query_len,
-            gl.load(items + item * _NOTE_LEN + 3),
-            gl.load(items + item * _NOTE_LEN + 4),
-            gl.load(items + item * _NOTE_LEN + 5),
-            gl.load(items + item * _NOTE_LEN + 6),
-            WINDOW, BLOCK_Q, TILE,
-        )  # fmt: skip
+            query_len, num_cached, tile_of_row, num_splits, split, WINDOW, BLOCK_Q, TILE
+        )
         long = (num_tiles >= _LONG_ITEM).to(gl.int32)
+        if SETTLED:
+            gdc_wait()  # for the kernels that counted before; nothing from the second turn on
         turn += 1
     if gl.atomic_add(taken + 1, 1, sem="acq_rel") == gl.num_programs(0) - 1:
         gl.store(taken, 0)  # for the next layer
@@ -113,12 +116,16 @@ def range_of_keys(
     begin = 0
     if WINDOW > 0:
         begin = gl.maximum(num_cached + first_query + 1 - WINDOW, 0) // TILE * TILE
-    span = gl.cdiv(num_keys - begin, TILE)
+    num_tiles = gl.cdiv(num_keys - begin, TILE)
     if num_splits > 1:
-        span = gl.cdiv(span, num_splits)
-    begin += split * span * TILE
-    # An empty split walks one tile, all of it masked.
-    return num_keys, begin, gl.maximum(gl.minimum(span, gl.cdiv(num_keys - begin, TILE)), 1)
+        # The first split merges, and need not wait long where it has more to do.
+        others = gl.maximum(gl.cdiv(num_tiles - _AHEAD, num_splits), 1)
+        first = gl.maximum(num_tiles - (num_splits - 1) * others, 1)
+        before = gl.where(split > 0, first + (split - 1) * others, 0)
+        begin += before * TILE
+        # An empty split walks one tile, all of it masked.
+        num_tiles = gl.maximum(gl.minimum(gl.where(split > 0, others, first), num_tiles - before), 1)
+    return num_keys, begin, num_tiles
 
 
 @gluon.jit
@@ -126,15 +133,19 @@ def copy_tiles(
     q_pages, pages, queries, tiles, notes, block_tables, block_table_stride, rows_per_block, head_stride,
     WITH_QUERIES: gl.constexpr, WINDOW: gl.constexpr, BLOCK_SIZE: gl.constexpr, PAGE: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr,
-    Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
+    Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr, SETTLED: gl.constexpr,
 ):  # fmt: skip
-    """Copy keys or values of every item, and with the keys its queries, as soon as a stage of the ring is empty."""
-    if OVERLAP:
+    """Copy keys or values of every item, and with the keys its queries, as soon as a stage of the ring is empty.
+
+    Where the tables and the keys of earlier positions are settled, the first of these are copied while the kernel before runs.
+    """
+    if OVERLAP and not SETTLED:
         gdc_wait()
     ring, full, empty = tiles
     HEAD_DIM: gl.constexpr = ring.shape[2]
     done = 0
     turn = 0
+    may_be_early = STAGES if SETTLED else 0
     more, kv_head, sequence, first_token, query_len, num_cached, tile_of_row, num_splits, split, _part = (
         read_note(notes, turn, NUM_KV_HEADS, NOTES)
     )
@@ -144,18 +155,23 @@ def copy_tiles(
         )
         table_row = block_tables + sequence.to(gl.int64) * block_table_stride
         blocks = _blocks_of_pages(table_row, begin, num_keys, BLOCK_SIZE, PAGE, TILE)
-        if WITH_QUERIES:
-            _copy_queries(
-                q_pages,
-                queries,
-                turn,
-                first_token + tile_of_row * BLOCK_Q,
-                kv_head * GROUP,
-                BLOCK_Q,
-                Q_STAGES,
+        num_early = -1
+        if may_be_early > 0:
+            num_early = gl.minimum(
+                gl.maximum(num_cached - begin, 0) // TILE, gl.minimum(num_tiles - 1, may_be_early)
             )
+        elif WITH_QUERIES:
+            _copy_queries(
+                q_pages, queries, turn, first_token + tile_of_row * BLOCK_Q, kv_head * GROUP, BLOCK_Q, Q_STAGES
+            )  # fmt: skip
         for tile in range(num_tiles):
             start = begin + tile * TILE
+            if tile == num_early:
+                gdc_wait()
+                if WITH_QUERIES:
+                    _copy_queries(
+                        q_pages, queries, turn, first_token + tile_of_row * BLOCK_Q, kv_head * GROUP, BLOCK_Q, Q_STAGES
+                    )  # fmt: skip
             # The table is read one tile ahead, and its loads wait for one another no more than they must.
             following = _blocks_of_pages(table_row, start + TILE, num_keys, BLOCK_SIZE, PAGE, TILE)
             stage, phase = stage_and_phase(done, STAGES)
@@ -173,6 +189,7 @@ def copy_tiles(
             blocks = following
             done += 1
         turn += 1
+        may_be_early = 0
         more, kv_head, sequence, first_token, query_len, num_cached, tile_of_row, num_splits, split, _part = (
             read_note(notes, turn, NUM_KV_HEADS, NOTES)
         )

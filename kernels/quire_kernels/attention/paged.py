@@ -70,8 +70,9 @@ def paged_attention_mixed(
     v_scale: float = 1.0,
     decode: DecodeConfig | None = None,
     new_tokens: NewTokens | None = None,
+    settled: bool = False,
 ) -> Tensor:
-    """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`.
+    """Return the attention of ``q [T, Hq, D]``; see `reference.paged_attention`, and of ``settled`` `dispatch.paged_attention`.
 
     ``new_tokens``, of a step without prefill and asked for by `rotates_on_the_way`, are normed, rotated and cached first.
 
@@ -105,10 +106,12 @@ def paged_attention_mixed(
             new_tokens=new_tokens,
         )
     if schedule is not None:
-        attend = (
-            _hopper().paged_attention_prefill_hopper if schedule.config.hopper else paged_attention_prefill
-        )
-        attend(q, k_cache, v_cache, block_tables, out, scale=scale, v_scale=v_scale, schedule=schedule)
+        tensors = (q, k_cache, v_cache, block_tables, out)
+        options = {"scale": scale, "v_scale": v_scale, "schedule": schedule}
+        if schedule.config.hopper:
+            _hopper().paged_attention_prefill_hopper(*tensors, **options, settled=settled)
+        else:
+            paged_attention_prefill(*tensors, **options)
     return out
 
 

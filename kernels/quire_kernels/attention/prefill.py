@@ -119,8 +119,7 @@ def _paged_attention_prefill_kernel(
     v_head = v_cache + kv_head * v_head_stride
     turn = tl.program_id(0)
     while turn < end_of_items:
-        # The last tiles of a prompt see the most keys; starting with them leaves the short ones to fill the end.
-        item = items + (end_of_items - 1 - turn) * 8
+        item = items + turn * 8
         turn += tl.num_programs(0)
         sequence = tl.load(item)
         first_token = tl.load(item + 1)

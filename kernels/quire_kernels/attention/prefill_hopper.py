@@ -56,7 +56,6 @@ def _paged_attention_prefill_hopper_kernel(
     arrivals,  # [parts, Hkv, 2]
     taken,  # [2]
     block_tables,
-    num_items,  # [1]
     items,  # [items, 8]
     score_scale,  # scale * log2(e), positive
     value_scale,
@@ -78,6 +77,7 @@ def _paged_attention_prefill_hopper_kernel(
     Q_STAGES: gl.constexpr,
     NOTES: gl.constexpr,
     OVERLAP: gl.constexpr,
+    SETTLED: gl.constexpr,
 ):
     # Every warp waits for the kernel before by itself, behind what needs none of its results.
     if OVERLAP:
@@ -116,15 +116,15 @@ def _paged_attention_prefill_hopper_kernel(
             (copy_tiles, (
                 q_pages, k_pages, queries, keys, notes, block_tables, block_table_stride, k_rows_per_block,
                 k_head_stride, True, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_KV_HEADS, GROUP, BLOCK_Q, TILE, STAGES,
-                Q_STAGES, NOTES, OVERLAP,
+                Q_STAGES, NOTES, OVERLAP, SETTLED,
             )),
             (copy_tiles, (
                 q_pages, v_pages, queries, values, notes, block_tables, block_table_stride, v_rows_per_block,
                 v_head_stride, False, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_KV_HEADS, GROUP, BLOCK_Q, TILE, STAGES,
-                Q_STAGES, NOTES, OVERLAP,
+                Q_STAGES, NOTES, OVERLAP, SETTLED,
             )),
             (hand_out_items, (
-                notes, taken, num_items, items, NUM_KV_HEADS, SLIDING_WINDOW, BLOCK_Q, TILE, NOTES, OVERLAP,
+                notes, taken, items, NUM_KV_HEADS, SLIDING_WINDOW, BLOCK_Q, TILE, NOTES, OVERLAP, SETTLED,
             )),
         ],
         [4, 1, 1, 1],
@@ -158,8 +158,11 @@ def paged_attention_prefill_hopper(
     scale: float,
     v_scale: float = 1.0,
     schedule: PrefillSchedule,
+    settled: bool = False,
 ) -> None:
-    """Fill the rows of ``out``; the contract of `prefill.paged_attention_prefill`."""
+    """Fill the rows of ``out``; the contract of `prefill.paged_attention_prefill`. What it means that tables and earlier keys
+    are ``settled`` is said by `dispatch.paged_attention`.
+    """
     config, (_, num_heads, head_dim), (_, block_size, num_kv_heads, _) = (
         schedule.config,
         q.shape,
@@ -178,7 +181,6 @@ def paged_attention_prefill_hopper(
         schedule.arrivals,
         schedule.taken,
         block_tables,
-        schedule.num_items,
         schedule.items,
         scale * _LOG2_E,
         v_scale,
@@ -200,6 +202,7 @@ def paged_attention_prefill_hopper(
         Q_STAGES=_Q_STAGES,
         NOTES=_NOTES,
         OVERLAP=overlap,
+        SETTLED=settled and overlap,
         num_warps=4,
         **launch_options(overlap),
     )

@@ -62,6 +62,7 @@ def paged_attention(
     schedule: PrefillSchedule | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    settled: bool = False,
 ) -> Tensor:
     """Attend as `attention.reference` does, over tables that may be padded by rows without a query token.
 
@@ -70,6 +71,10 @@ def paged_attention(
 
     The launches depend on the shapes of the tensors, on whether ``max_query_len`` is 1 (such a step takes no
     ``schedule``) and on ``max_seq_len``.
+
+    With ``settled`` the caller promises that an ordinary launch, one that starts when all before it have ended, lies between
+    the last one that wrote the tables, the lengths, the schedule or keys and values of earlier positions, and this one. Earlier
+    are those before the query tokens of a row. These may then be read before the launch that makes the others has ended.
     """
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens)
     if device.runs_triton(q):
@@ -83,6 +88,7 @@ def paged_attention(
             max_seq_len=max_seq_len,
             schedule=schedule,
             v_scale=v_scale,
+            settled=settled,
         )
     on_cpu = q.device.type == "cpu"
     out = (attention_cpu if on_cpu else attention_reference).paged_attention(

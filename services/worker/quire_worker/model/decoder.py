@@ -200,6 +200,7 @@ class Decoder:
             max_query_len=inputs.max_query_len,
             max_seq_len=inputs.max_seq_len,
             schedule=schedule,
+            settled=True,
         )
         return attended.reshape(-1, self._config.q_size)
 
