@@ -91,6 +91,7 @@ def paged_attention_mixed(
     tensors = (q, k_cache, v_cache, block_tables, query_start_loc, seq_lens, out)
     if max_query_len > 1:
         assert new_tokens is None
+        settled = settled and schedule is not None  # one that is made here has no ordinary launch behind it
         schedule = schedule or _schedule_for_one_layer(q, k_cache, query_start_loc, seq_lens, sliding_window)
     else:
         schedule = None
