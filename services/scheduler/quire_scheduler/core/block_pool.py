@@ -108,7 +108,7 @@ class BlockPool:
         """The remembered block with that content after `parent`."""
         return self._names.find(content, parent)
 
-    def find_prefix(self, content: bytes, width: int, salt: bytes) -> list[BlockId]:
+    def find_prefix(self, content: bytes | memoryview, width: int, salt: bytes) -> list[BlockId]:
         """The remembered blocks that start with the start of `content`, `width` bytes each."""
         return self._names.find_prefix(content, width, salt)
 
@@ -121,10 +121,6 @@ class BlockPool:
         is_held = self._num_holders[block] > 0 or self.num_holders(block) > 0
         assert is_held, f"block {block} named while nobody holds it"
         return self._names.enter(block, content, parent)
-
-    def note_run(self, content: bytes, blocks: list[BlockId]) -> None:
-        """Blocks that hold the start of a prompt; as far as they are remembered `find_prefix` finds them at once from now on."""
-        self._names.note_run(content, blocks)
 
     def withdraw(self, named: NamedBlock) -> None:
         """Takes back a name whose content was never written; no effect once the block has moved on."""

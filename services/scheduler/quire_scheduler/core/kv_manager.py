@@ -40,8 +40,7 @@ class KVManager:
         self._name_planned()
         num_blocks = (sequence.num_confirmed - 1) // self.block_size
         start = sequence.start(num_blocks * self.block_size)
-        width = self.block_size * start.itemsize
-        return self.pool.find_prefix(start.tobytes(), width, sequence.request.cache_salt)
+        return self.pool.find_prefix(start, self.block_size * start.itemsize, sequence.request.cache_salt)
 
     def can_hold(self, sequence: Sequence, hits: list[BlockId], num_spared: int) -> bool:
         """Whether all known tokens of a waiting sequence fit while `num_spared` blocks stay available."""
@@ -148,7 +147,6 @@ class KVManager:
     def _name_planned(self) -> None:
         for sequence, num_tokens, named in self._unnamed:
             self._offer(sequence, num_tokens, named)
-            self._note_run(sequence)
         self._unnamed.clear()
 
     def _offer(self, sequence: Sequence, num_tokens: int, named: list[NamedBlock]) -> None:
@@ -158,13 +156,6 @@ class KVManager:
             sequence.next_offer_len = stop
             if self._enable_prefix_caching:
                 self._offer_block(sequence, start, named)
-
-    def _note_run(self, sequence: Sequence) -> None:
-        """What was offered of a prompt may come again as a whole."""
-        num_offered = sequence.next_offer_len - self.block_size
-        if self._enable_prefix_caching and num_offered:
-            blocks = sequence.block_table[: num_offered // self.block_size]
-            self.pool.note_run(sequence.start(num_offered).tobytes(), blocks)
 
     def _offer_block(self, sequence: Sequence, start: int, named: list[NamedBlock]) -> None:
         content = sequence.tokens(start, start + self.block_size).tobytes()

@@ -7,8 +7,7 @@ long as the contents agree. Contents are compared themselves, not by a hash, so 
 A worker's blocks are so many that a hash table over all of them is many times a processor's cache, and every sequence
 that fills a block goes to it: a step would cost more the more is remembered. So a block is found through the one before
 it. Blocks that are filled together follow blocks that were granted together, whose places lie side by side. Only what
-starts a prefix, or comes after the same block as an earlier child, is found by hash. The start of a long prompt that was
-named as a whole is compared as a whole (`run_table`).
+starts a prefix, or comes after the same block as an earlier child, is found by hash.
 
 What comes after a block that has been forgotten is not found again, even if the block has come back since: each naming of a
 block is told apart by a number of its own.
@@ -16,10 +15,10 @@ block is told apart by a number of its own.
 Knows no tokens and no sequences, nor who holds a block.
 """
 
+from struct import iter_unpack
 from typing import TypeAlias
 
 from quire_scheduler.core.request import BlockId
-from quire_scheduler.core.run_table import RunTable
 
 Name: TypeAlias = int | bytes
 """Stands for all content up to the end of a block: a number that is given out once, or the salt where nothing comes before."""
@@ -47,7 +46,6 @@ class NameTable:
         """All that are no first children, by the name before them and their content."""
         self._keys: dict[BlockId, tuple[Name, bytes]] = {}
         """Where they are found there."""
-        self._runs = RunTable(num_blocks)
         self._num_given = 0
 
     def find(self, content: bytes, parent: NamedBlock) -> NamedBlock | None:
@@ -58,35 +56,20 @@ class NameTable:
             child = self._others.get((name, content), NO_BLOCK)
         return (child, self.names[child]) if child else None
 
-    def find_prefix(self, content: bytes, width: int, salt: bytes) -> list[BlockId]:
+    def find_prefix(self, content: bytes | memoryview, width: int, salt: bytes) -> list[BlockId]:
         """The longest chain of blocks that hold the start of `content`, `width` bytes each."""
-        first = self.find(content[:width], (NO_BLOCK, salt))
-        if first is None:
-            return []
-        block, _name = first
-        found = self._runs.match(block, content) or [block]
-        self._follow(found, content, width)
-        return found
-
-    def note_run(self, content: bytes, blocks: list[BlockId]) -> None:
-        """Blocks that hold the start of a prompt; as far as they have names `find_prefix` finds them at once from now on."""
-        names = [self.names[block] for block in blocks]
-        num_named = names.index(NO_NAME) if NO_NAME in names else len(names)
-        self._runs.note(content[: len(content) // len(blocks) * num_named], blocks[:num_named])
-
-    def _follow(self, found: list[BlockId], content: bytes, width: int) -> None:
-        """Adds what comes after the last block found, as far as it holds the content."""
         names, contents, first_children = self.names, self._contents, self._first_children
-        block = found[-1]
-        for at in range(len(found) * width, len(content), width):
-            piece = content[at : at + width]
+        found: list[BlockId] = []
+        block = NO_BLOCK
+        for (piece,) in iter_unpack(f"{width}s", content):
             child = first_children[block]
             if not child or contents[child] != piece:
-                child = self._others.get((names[block], piece), NO_BLOCK)
+                child = self._others.get((names[block] or salt, piece), NO_BLOCK)
                 if not child:
-                    return
+                    break
             found.append(child)
             block = child
+        return found
 
     def enter(self, block: BlockId, content: bytes, parent: NamedBlock) -> NamedBlock | None:
         """Names a block by what it holds after `parent`, which is `(NO_BLOCK, salt)` at the start of a prefix.
@@ -114,7 +97,6 @@ class NameTable:
         assert self.names[block], f"block {block} has no name to forget"
         self.names[block] = NO_NAME
         self._contents[block] = b""
-        self._runs.forget(block)
         parent, child = self._parents[block], self._first_children[block]
         if parent:
             self._parents[block] = self._first_children[parent] = NO_BLOCK
