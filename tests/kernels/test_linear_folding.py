@@ -101,7 +101,11 @@ def test_norms_that_cannot_be_folded_are_refused(multiply: Callable[..., Any]) -
 @pytest.mark.parametrize("multiply", [linear_rows, linear_held_rows])
 def test_a_bias_of_another_size_and_one_with_gaps_are_refused(multiply: Callable[..., Any]) -> None:
     x, weight = random(2, 32, dtype=torch.float32), random(32, 32, dtype=torch.float32)
-    for bias in (random(16, dtype=torch.float32), random(64, dtype=torch.float32)[::2]):
+    for bias in (
+        random(16, dtype=torch.float32),
+        random(64, dtype=torch.float32),
+        random(64, dtype=torch.float32)[::2],
+    ):
         with pytest.raises(ValueError, match=r"bias has shape .* must be \(32,\), contiguous"):
             multiply(x, weight, bias)
 

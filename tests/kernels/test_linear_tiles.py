@@ -331,7 +331,7 @@ def assert_tiles_fit(num_rows: int, num_outputs: int, num_inputs: int, *, gated:
 
 
 def test_unfit_shapes_of_some_hundred_rows_are_refused() -> None:
-    tiles_hopper = pytest.importorskip("quire_kernels.linear.tiles_hopper")
+    tiles_hopper = pytest.importorskip("quire_kernels.linear.tiles_hopper", exc_type=ImportError)
     x, weight = random(80, 128, dtype=torch.bfloat16), random(128, 128, dtype=torch.bfloat16)
     assert tiles_hopper.can_multiply(x, weight)
     assert not tiles_hopper.can_multiply(x.float(), weight.float())
@@ -340,11 +340,21 @@ def test_unfit_shapes_of_some_hundred_rows_are_refused() -> None:
     assert not tiles_hopper.can_multiply(random(80, 132, dtype=torch.bfloat16)[:, :128], weight)
     with pytest.raises(ValueError, match=r"it must be \(rows, 128\)"):
         tiles_hopper.linear_tiles_hopper(x[:, :64], weight)
-    for bias in (random(64, dtype=torch.bfloat16), random(256, dtype=torch.bfloat16)[::2]):
+    for bias in (
+        random(64, dtype=torch.bfloat16),
+        random(256, dtype=torch.bfloat16),
+        random(256, dtype=torch.bfloat16)[::2],
+    ):
         with pytest.raises(ValueError, match=r"must be \(128,\), contiguous"):
             tiles_hopper.linear_tiles_hopper(x, weight, bias)
     with pytest.raises(ValueError, match="whole tiles"):
         tiles_hopper.linear_tiles_hopper(x, weight[:96])
+    large = TilesConfig(outs=128, rows=256, unroll=False)
+    deep = random(128, 512, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="of 4 steps at a time; it must be 2 at least"):
+        tiles_hopper.linear_tiles_hopper(
+            deep, deep, out=random(128, 128, dtype=torch.bfloat16), add=True, config=large
+        )
 
 
 @pytest.mark.parametrize(

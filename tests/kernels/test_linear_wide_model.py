@@ -262,3 +262,9 @@ def layers_of(model: str, num_rows: int) -> tuple[Callable[[], list[Tensor]], Te
         begin, attended, **layers[0], qkv_bias=biases["qkv_bias"], eps=EPS
     )
     return take_steps, expected[1]
+
+
+def test_down_of_a_feed_forward_block_is_not_for_tiles_from_33_rows_on() -> None:
+    assert suits_tiles(32, 4096, 12288, gated=False)
+    assert not suits_tiles(33, 4096, 12288, gated=False)  # the narrowest such block
+    assert suits_tiles(33, 4096, 12160, gated=False)

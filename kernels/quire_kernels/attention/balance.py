@@ -100,8 +100,9 @@ def _schedule_prefill_rows_kernel(
     tile = (item - first_item) // splits
     # The last tiles of a prompt see the most keys: they come first, which leaves the short ones to fill the end.
     live = item < items_before
-    numbers = items + tl.where(live, items_before - 1 - item, item) * 8
-    mask = item < num_notes
+    place = tl.where(live, items_before - 1 - item, item)
+    numbers = items + place * 8
+    mask = (item < num_notes) & (place < num_notes)
     tl.store(numbers, tl.where(live, row, -1), mask=mask)
     tl.store(numbers + 1, first_token, mask=mask)
     tl.store(numbers + 2, query_len, mask=mask)

@@ -285,7 +285,8 @@ def _write(
             _synchronize()
             gl.atomic_add(arrival, 1, sem="release")
         else:
-            # The schedule gave the other splits out before this one: all of them are done or under way.
+            # The schedule gave the other splits out before this one, and there are no more programs than run at once: all of
+            # them are done or under way.
             while gl.atomic_add(arrival, 0, sem="acquire") < num_splits - 1:
                 pass
             gl.store(arrival, 0)  # for the next layer

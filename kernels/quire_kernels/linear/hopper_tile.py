@@ -194,6 +194,9 @@ def load_squares(
 
 @gluon.jit
 def store_factors(factors, squares, eps, NUM_INPUTS: gl.constexpr):
+    """Leave each row's factor in shared memory. The sum must stay within a warp: one across warps would be given memory of
+    the first steps, which products may still read.
+    """
     factors.store(gl.rsqrt(gl.sum(squares, axis=1) / NUM_INPUTS + eps))
 
 

@@ -234,6 +234,10 @@ def linear_tiles_hopper(
     width, steps = config.width, num_inputs // config.width
     held = (first + second) * (width_of_tile * (4 if add else 2) + 4)
     stages = config.num_stages or (_SHARED_BYTES - held) // (2 * width * (config.outs + first + second))
+    if stages < min(2, steps):  # the second step would wait for a stage that nobody fills
+        raise ValueError(
+            f"{config} leaves memory for {stages} of {steps} steps at a time; it must be 2 at least"
+        )
     overlap = overlaps_launches(x.device)
     first_tiles = _describe(x, list(x.shape), list(x.stride()), [first, width])
     _linear_tiles_hopper_kernel[(num_tiles, triton.cdiv(num_rows, first + second))](

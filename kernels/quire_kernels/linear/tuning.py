@@ -122,7 +122,9 @@ def rows_config(num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool
 
 
 def _is_of_measured_width(num_outputs: int, num_inputs: int) -> bool:
-    """Whether a weight is of a model of such a width: the narrower side of each of its weights."""
+    """Whether a weight is of a model of such a width: the narrower side of each of its weights. Some of wider models are as
+    narrow (o where all heads together are), which were not measured.
+    """
     return _MIN_MODEL_WIDTH <= min(num_outputs, num_inputs) <= _MAX_MODEL_WIDTH
 
 

@@ -2,8 +2,8 @@
 
 All rows of a step go through each projection in one matrix product; only attention looks at sequences. There a row
 finds what earlier steps wrote and its own keys and values. Whether it finds those that another row of the same step
-writes is open: decode attention writes them while others read, and may have copied pages before. The scheduler keeps
-them apart, as it never grants a block to another sequence in the plan that fills it.
+writes is open: decode attention writes them while others read, and either kind may have copied pages before. The scheduler
+keeps them apart, as it never grants a block to another sequence in the plan that fills it.
 """
 
 from dataclasses import replace
