@@ -79,14 +79,14 @@ class BlockPool:
         return block
 
     def allocate_many(self, num: int) -> list[BlockId]:
-        """The blocks that as many calls of `allocate` give."""
+        """The blocks that as many calls of `allocate` give; read only until `settle` has counted them."""
         if num > len(self._free):
             return [self.allocate() for _ in range(num)]
         start = len(self._free) - num
         blocks = self._free[start:]
         blocks.reverse()
         del self._free[start:]
-        self._uncounted.append((self._count_first, blocks[:]))
+        self._uncounted.append((self._count_first, blocks))
         return blocks
 
     def hold(self, blocks: Iterable[BlockId]) -> None:

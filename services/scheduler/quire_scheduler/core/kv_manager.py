@@ -103,7 +103,6 @@ class KVManager:
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Gives the child its parent's table; whoever writes into the shared tail first copies it."""
-        self._name_planned()
         self.pool.hold(parent.block_table)
         child.block_table = list(parent.block_table)
         child.last_named = parent.last_named
@@ -129,7 +128,10 @@ class KVManager:
         return named
 
     def offer_later(self, sequence: Sequence, num_tokens: int, named: list[NamedBlock]) -> None:
-        """The same before anybody can find or miss those blocks, at the latest by `settle`; `named` gets the names then."""
+        """The same before anybody looks for those blocks, at the latest by `settle`; `named` gets the names then.
+
+        What is evicted until then counts as gone: blocks that would have come after it get no names.
+        """
         self._unnamed.append((sequence, num_tokens, named))
 
     def withdraw(self, named: list[NamedBlock]) -> None:
