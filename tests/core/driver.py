@@ -94,11 +94,10 @@ class CoreDriver:
         return self.core.abort(OWNER, handle, index)
 
     def plan(self) -> StepPlan | None:
-        """Cuts one plan and sends it."""
+        """Cuts one plan and sends it; names and counts of its blocks are left until `core.settle` or whoever asks for them."""
         plan = self.core.schedule(GROUP)
         if plan is not None:
             self.sent.append(plan)
-        self.core.settle()
         return plan
 
     def answer(self) -> OwnerEvents:

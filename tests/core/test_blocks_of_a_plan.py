@@ -82,6 +82,34 @@ def test_blocks_that_a_later_chunk_fills_are_found_by_later_plans_alone() -> Non
     assert num_cached == 4 * BLOCK_SIZE
 
 
+def test_a_plan_finds_what_the_plan_before_it_fills_though_nobody_has_settled() -> None:
+    driver = CoreDriver(capacity_of(block_size=BLOCK_SIZE), CoreLimits(pipeline_depth=2))
+    prompt = list(range(3 * BLOCK_SIZE + 1))
+    driver.add("first", prompt, 5)
+    _planned(driver)
+    driver.add("second", prompt, 5)
+    _plan, num_cached = _admitted(driver)
+    assert num_cached == 3 * BLOCK_SIZE
+
+
+def test_names_of_a_failed_step_are_withdrawn_from_blocks_whose_new_holder_is_not_counted() -> None:
+    driver = CoreDriver(capacity_of(block_size=BLOCK_SIZE, num_blocks=16), CoreLimits(pipeline_depth=2))
+    prompt = list(range(3 * BLOCK_SIZE + 1))
+    driver.add("first", prompt, 5)
+    _planned(driver)
+    driver.abort("first")
+    driver.core.settle()
+    driver.add("second", prompt, 5)
+    _plan, num_cached = _admitted(driver)
+    assert num_cached == 3 * BLOCK_SIZE
+    driver.core.fail(GROUP, driver.sent[0].step_id)
+    driver.sent.clear()
+    stats = driver.core.stats()
+    assert (stats.num_free_blocks, stats.num_cached_blocks) == (16, 0)
+    driver.run()
+    assert len(driver.tokens["second", 0]) == 5
+
+
 def test_neither_a_plan_nor_an_answer_waits_until_blocks_are_named_and_counted() -> None:
     driver = CoreDriver(capacity_of(block_size=BLOCK_SIZE), CoreLimits(pipeline_depth=2))
     driver.add("first", list(range(3 * BLOCK_SIZE + 1)), 1)

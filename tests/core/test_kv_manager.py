@@ -153,6 +153,27 @@ def test_a_prefix_that_is_found_holds_its_tokens(first_seed: int) -> None:
     assert sum(hits) > 20
 
 
+def test_blocks_that_are_offered_later_keep_their_step_though_more_are_offered_before() -> None:
+    """A step that fails takes back what it filled, and no more."""
+    kv = KVManager(8, 1, enable_prefix_caching=True)
+    request = Request(
+        owner=OwnerId(1),
+        handle=1,
+        request_id="1",
+        prompt_token_ids=[1, 2, 3],
+        sampling=Sampling(max_tokens=9),
+    )
+    sequence = Sequence(request, 0)
+    sequence.slot = SlotId(0)
+    kv.take_prefix(sequence, [], _plan())
+    assert kv.make_room(sequence, 3, _plan())
+    named_later: list[NamedBlock] = []
+    kv.offer_later(sequence, 2, named_later)
+    named_now = kv.offer_full_blocks(sequence, 3)
+    assert [block for block, _name in named_later] == sequence.block_table[:2]
+    assert [block for block, _name in named_now] == sequence.block_table[2:]
+
+
 def test_what_is_found_in_a_long_run_holds_its_tokens() -> None:
     """In this one a block is offered that has a name already, where nothing is found after what came before it."""
     assert _num_hits(1612, num_operations=3000)
