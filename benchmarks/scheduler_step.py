@@ -115,7 +115,12 @@ def _steady_steps(num_requests: int, context_len: int, past_len: int = 0) -> lis
     if past_len:
         _serve_and_end(core, num_requests, past_len)
     _add_requests(core, num_requests, context_len)
-    answers = [_answer(plan) for _ in range(2) if (plan := core.schedule(0)) is not None]
+    answers: list[list[Buffer]] = []
+    for _ in range(2):
+        plan = core.schedule(0)
+        assert plan is not None
+        answers.append(_answer(plan))
+        core.settle()
     gc.collect()
     gc.freeze()
     steps: list[list[float]] = []
