@@ -1,7 +1,7 @@
 """Who waits for whom: short behind long, steady streams while prompts arrive, and what an abort gives back."""
 
 import pytest
-from quire_scheduler.core import CoreLimits
+from quire_scheduler.core import BeamParams, CoreLimits
 
 from tests.core.driver import GROUP, CoreDriver, capacity_of
 
@@ -91,3 +91,20 @@ def test_abort_frees_its_blocks_within_two_steps(depth: int, num_steps_before: i
     driver.run()
     assert len(driver.tokens["other", 0]) == 100
     assert driver.core.stats().num_used_blocks == 0
+
+
+def test_a_beam_search_that_does_not_fit_leaves_its_step_to_those_that_wait() -> None:
+    """Its beams were to take all tokens of the step in which they fail, and no answer is awaited that would bring another."""
+    capacity = capacity_of(
+        block_size=1, num_blocks=28, max_num_seqs=4, max_num_batched_tokens=4, max_model_len=28
+    )
+    driver = CoreDriver(capacity)
+    beams = BeamParams(beam_width=4, length_penalty=1.0, early_stopping="never")
+    driver.add("beams", list(range(20)), 8, n=4, beam_params=beams)
+    driver.add("waits", [1, 2], 1)
+    while driver.plan() is not None or driver.sent:
+        if driver.sent:
+            driver.answer()
+    driver.collect()
+    assert "beams" in driver.failed
+    assert ("waits", 0) in driver.finished

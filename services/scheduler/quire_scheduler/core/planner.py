@@ -63,16 +63,25 @@ class Planner:
         """The plan, entered into the group as in flight; None when no sequence can advance."""
         group = self._group
         self._yield_to_better()
+        num_running = len(group.running)
+        self._spend_budget()
+        while not self._rows and len(group.running) < num_running:
+            # Who left had been reckoned with. With nothing in flight no answer would come to cut another plan.
+            num_running = len(group.running)
+            self._spend_budget()
+        group.kv.end_plan()
+        if not self._rows:
+            return None
+        return self._commit()
+
+    def _spend_budget(self) -> None:
+        """Gives rows to those that run, then to those that wait; without any row nothing but who runs has changed."""
         self._spare_tokens = self._prefill_budget()
         self._advance_running()
         if self._waiting:
             self._admit_waiting()
         if self._capped:
             self._top_up()
-        group.kv.end_plan()
-        if not self._rows:
-            return None
-        return self._commit()
 
     def _prefill_budget(self) -> int:
         """Tokens of this step that prompts may take: what decoding leaves, capped while anything decodes."""
