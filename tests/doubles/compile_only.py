@@ -153,12 +153,12 @@ def small_rotary() -> torch.Tensor:
     )
 
 
-def small_step(cache_dtype: torch.dtype) -> DeviceStep:
+def small_step(cache_dtype: torch.dtype, max_num_tokens: int = MAX_NUM_TOKENS) -> DeviceStep:
     """The step over it."""
     cache = small_cache(cache_dtype)
     batch = DeviceBatch(
         max_num_seqs=MAX_NUM_SEQS,
-        max_num_tokens=MAX_NUM_TOKENS,
+        max_num_tokens=max_num_tokens,
         max_blocks=MAX_MODEL_LEN // 16,
         vocab_size=cache.model.vocab_size,
         device=CPU,

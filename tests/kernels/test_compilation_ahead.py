@@ -11,6 +11,8 @@ import pytest
 
 from tests.kernels.test_compilation import BY_PAGES, BY_ROWS, KERNELS
 
+OF_PENALTIES = {"_reset_rows_kernel", "_copy_rows_kernel"}
+
 pytest.importorskip("triton")
 
 
@@ -30,7 +32,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def test_a_rehearsal_finds_every_kernel_of_a_step(rehearsal: dict[str, list[str]]) -> None:
-    assert set(rehearsal["rehearsed"]) == KERNELS | BY_PAGES | BY_ROWS
+    assert set(rehearsal["rehearsed"]) == KERNELS | BY_PAGES | BY_ROWS | OF_PENALTIES
 
 
 def test_steps_that_come_later_need_no_other_binary(rehearsal: dict[str, list[str]]) -> None:

@@ -42,7 +42,7 @@ def _tiles_of_rows(
     return tiles, walked
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_notes"])  # one binary for steps of any number of tokens
 def _schedule_prefill_rows_kernel(
     query_start_loc,
     seq_lens,

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quire_kernels.dispatch import device as on_device
+
 IN_PROMPT = -32768
 MAX_COUNT = 32767  # a count that is full stays as it is
 _SLAB_ROWS = 16
@@ -54,7 +56,7 @@ class OccurrenceTable:
         for slot, tokens, prompt_len in zip(slots, token_ids, prompt_lens, strict=True):
             records.append((self._rows[slot].data_ptr(), slot, start, prompt_len, len(tokens)))
             start += len(tokens)
-        if self.addresses.is_cuda:
+        if on_device.runs_triton(self.addresses):
             from quire_kernels.sampling.occurrence_rows import reset_rows
 
             flat = torch.cat([torch.as_tensor(tokens, dtype=torch.int32) for tokens in token_ids])
@@ -72,7 +74,7 @@ class OccurrenceTable:
         ]
         if not records:
             return
-        if self.addresses.is_cuda:
+        if on_device.runs_triton(self.addresses):
             from quire_kernels.sampling.occurrence_rows import copy_rows
 
             copy_rows(self._upload(records), self.addresses, self._width)

@@ -112,7 +112,7 @@ def _with_fewer_rows(largest: StepShape, shapes: ShapeTable) -> list[StepShape]:
 
 
 def changes_of(number: int) -> SlotChanges:
-    """So many of each change that the device knows."""
+    """So many of each change that the device knows, and a fork of what was admitted, penalties included."""
     return SlotChanges(
         releases=[],
         admissions=[_ADMISSION],
@@ -134,6 +134,7 @@ _ADMISSION = SlotAdmission(
     top_p=1.0,
     min_p=0.0,
     seed=0,
+    repetition_penalty=1.1,
     num_logprobs=NO_LOGPROBS,
     min_len=0,
     max_len=2,
