@@ -1,6 +1,8 @@
 """Entry point of the `quire` command: picks the subcommand."""
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -44,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"quire: {command!r} is no command\n\n{_USAGE}")
     try:
         # Imported when it runs: the command starts fast, and needs what it uses only.
-        sys.exit(importlib.import_module(_COMMANDS[command]).run(arguments[1:]))
+        status = importlib.import_module(_COMMANDS[command]).run(arguments[1:])
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:
+        # Who read has enough (`quire generate TEXT | head`). What is left must not be written on the way out either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except QuireError as error:
         sys.exit(f"quire {command}: {error.message}")
 

@@ -1,6 +1,7 @@
 """The commands beside `serve`, as a user meets them: real processes, the shipped model."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,16 @@ def _quire(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*QUIRE, *words], input=stdin, capture_output=True, text=True, timeout=90, check=False
     )
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    with subprocess.Popen(
+        [*QUIRE, "env"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_help_groups_the_commands() -> None:
