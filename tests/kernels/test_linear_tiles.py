@@ -300,8 +300,16 @@ def test_tiles_of_some_hundred_rows_are_cut_where_that_was_faster(
     elif num_rows > 144:
         of_gates = TilesConfig(outs=64, rows=gated, unroll=False, width=64)
     assert tiles_config(num_rows, 3072, 1024, gated=True) == of_gates
-    assert tiles_config(num_rows, 4096, 1024, gated=False) == TilesConfig(outs=64, rows=wide, unroll=False)
+    beside_attention = TilesConfig(outs=64, rows=wide, unroll=False, num_stages=4)
+    assert tiles_config(num_rows, 4096, 1024, gated=False) == beside_attention
     assert tiles_config(num_rows, 4095, 1024, gated=False) == TilesConfig(outs=64, rows=32, unroll=True)
+
+
+def test_heads_of_few_rows_leave_room_for_attention_where_that_was_faster() -> None:
+    for num_rows, num_stages in ((17, None), (32, None), (33, 5), (64, 5)):
+        config = TilesConfig(outs=64, rows=32, unroll=True, num_stages=num_stages)
+        assert tiles_config(num_rows, 4096, 1024, gated=False) == config
+        assert tiles_config(num_rows, 4095, 1024, gated=False).num_stages is None
 
 
 @pytest.mark.parametrize("num_rows", [*range(2, 257, 7), 16, 32, 48, 64, 176, 192])
