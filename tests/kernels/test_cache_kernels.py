@@ -10,7 +10,8 @@ pytest.importorskip("triton")
 from quire_kernels.blocks.copy import copy_blocks_spans
 from quire_kernels.blocks.reference import copy_blocks
 from quire_kernels.rotary import heads
-from quire_kernels.rotary.heads import rotary_embedding_cache, rotary_embedding_heads
+from quire_kernels.rotary.embedding import rotary_embedding_heads
+from quire_kernels.rotary.heads import rotary_embedding_cache
 from quire_kernels.rotary.reference import rotary_embedding, rotary_embedding_and_cache
 
 from tests.kernels.case import BLOCK_SIZE, DEVICE, DTYPES, HAS_FP8, ON_GPU, assert_close, random

@@ -8,7 +8,7 @@ from quire_kernels.rotary import reference as rotary_reference
 
 def rotary_embedding(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     if device.runs_triton(q):
-        from quire_kernels.rotary.heads import rotary_embedding_heads
+        from quire_kernels.rotary.embedding import rotary_embedding_heads
 
         return rotary_embedding_heads(q, k, cos_sin, positions)
     return rotary_reference.rotary_embedding(q, k, cos_sin, positions)

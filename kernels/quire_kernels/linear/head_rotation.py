@@ -142,7 +142,7 @@ def _turn(first, second, cos, sin):
     """Return halves rotated, rounded once."""
     if first.dtype == gl.bfloat16:
         # Two at a time: conversions one by one take eight times as long. The product that is rounded before the sum is that of
-        # the second half both times, as the compiler has it in `rotary/heads.py`.
+        # the second half both times, as the compiler has it in `rotary/head_tile.py`.
         turned_first, turned_second = gl.inline_asm_elementwise(
             """{
             .reg .f32 first_0, first_1, second_0, second_1, cross_0, cross_1;
