@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from quire_worker.slot_table import Grants, PlanError, SlotTable, StepColumns
+from quire_worker.slot_table import Grants, PlanError, SlotTable
+from quire_worker.step_columns import StepColumns
 
 from quire.wire.plan import NO_LOGPROBS, SlotAdmission, StepPlan
 

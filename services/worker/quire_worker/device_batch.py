@@ -27,7 +27,8 @@ from quire_kernels import (
 from torch import Tensor
 
 from quire.wire.plan import SlotAdmission
-from quire_worker.slot_table import Grants, SlotChanges, StepColumns
+from quire_worker.slot_table import Grants, SlotChanges
+from quire_worker.step_columns import StepColumns
 from quire_worker.step_shape import StepShape
 
 Array = TypeVar("Array", np.ndarray, Tensor)

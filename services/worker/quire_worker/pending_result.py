@@ -16,7 +16,7 @@ from quire.wire.plan import NO_LOGPROBS, StepPlan
 from quire.wire.result import RowFailure, StepResult
 from quire_worker.prompt_logprobs import HostPromptLogprobs
 from quire_worker.slot_grammar import GrammarRow
-from quire_worker.slot_table import StepColumns
+from quire_worker.step_columns import StepColumns
 
 _NO_TOKEN_RULE = "no token is left to draw: other parameters (allowed_token_ids, bad_words, min_tokens) forbid all that it allows"
 

@@ -8,7 +8,7 @@ from quire_kernels import token_logprobs
 from torch import Tensor
 
 from quire.wire.result import StepResult
-from quire_worker.slot_table import PromptStretch
+from quire_worker.step_columns import PromptStretch
 
 _ROWS_AT_ONCE = 32
 """Each takes some 20 bytes per token of the vocabulary while it is measured."""

@@ -17,7 +17,8 @@ from quire_worker.device_step import DeviceStep
 from quire_worker.pending_result import DrawOutcome, HostCandidates, HostLogprobs, PendingResult
 from quire_worker.prompt_logprobs import HostPromptLogprobs, tokens_before
 from quire_worker.slot_grammar import GrammarRow, SlotGrammars
-from quire_worker.slot_table import SlotTable, StepColumns
+from quire_worker.slot_table import SlotTable
+from quire_worker.step_columns import StepColumns
 from quire_worker.step_graph import ANY_CHANGES, StepGraphs
 from quire_worker.step_shape import ShapeTable, StepShape
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from quire.grammar import GrammarError, check_matcher
 from quire.wire.plan import SlotAdmission
 from quire_worker.grammar_compiler import GrammarCompiler
-from quire_worker.slot_table import SlotChanges, StepColumns
+from quire_worker.slot_table import SlotChanges
+from quire_worker.step_columns import StepColumns
 
 _COMPILE_TIMEOUT_S = 5.0
 """The front door compiles a grammar before it lets it in; one that takes so long here was never there."""
