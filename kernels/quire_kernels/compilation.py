@@ -48,6 +48,9 @@ def noted_launches() -> Generator[list[NotedKernel]]:
     from triton import knobs
     from triton.runtime.jit import JITFunction
 
+    from quire_kernels.source_hash import hash_callees_first
+
+    hash_callees_first()
     kernels: list[NotedKernel] = []
 
     def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:

@@ -39,22 +39,26 @@ _CONFIG = WorkerConfig(
     max_model_len=MAX_MODEL_LEN,
 )
 _SHAPES = ShapeTable(MAX_NUM_SEQS, _MAX_NUM_TOKENS, MAX_MODEL_LEN, _GRAPH_TOKEN_LIMIT)
+_LARGEST = largest_shape(_CONFIG, MAX_MODEL_LEN)
+
+
+def rehearsed_kernels() -> list[NotedKernel]:
+    """What a worker notes as it starts; to be called with a GPU that is not there."""
+    return noted_kernels(_unfilled(), _SHAPES, _LARGEST)
 
 
 def main(capability: int) -> None:
     """Prints the names of what was rehearsed, missed, and noted again after being compiled."""
-    cache = small_cache(torch.bfloat16)
     with absent_gpu(capability):
-        largest = largest_shape(_CONFIG, MAX_MODEL_LEN)
-        unfilled = unfilled_step(cache, _CONFIG, MAX_MODEL_LEN, torch.bfloat16, small_rotary())
-        rehearsed = noted_kernels(unfilled, _SHAPES, largest)
+        unfilled = _unfilled()
+        rehearsed = noted_kernels(unfilled, _SHAPES, _LARGEST)
         with noted_launches() as needed:
             _take_steps(small_step(torch.bfloat16, _MAX_NUM_TOKENS), random.Random(0))
             _take_padded_steps(unfilled)
         quick = [kernel for kernel in rehearsed if kernel.name in _QUICK]
         with compiled_beside(quick, 2, lambda: None):
             pass
-        again = noted_kernels(unfilled, _SHAPES, largest)
+        again = noted_kernels(unfilled, _SHAPES, _LARGEST)
     document = {
         "rehearsed": _names(rehearsed),
         "missed": _names([kernel for kernel in needed if kernel not in rehearsed]),
@@ -62,6 +66,10 @@ def main(capability: int) -> None:
         "again": _names(again),
     }
     sys.stdout.write(json.dumps(document) + "\n")
+
+
+def _unfilled() -> DeviceStep:
+    return unfilled_step(small_cache(torch.bfloat16), _CONFIG, MAX_MODEL_LEN, torch.bfloat16, small_rotary())
 
 
 def _take_steps(step: DeviceStep, chance: random.Random) -> None:

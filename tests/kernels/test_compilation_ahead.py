@@ -43,3 +43,22 @@ def test_what_was_compiled_is_not_compiled_again(rehearsal: dict[str, list[str]]
     assert rehearsal["compiled"]
     left = Counter(rehearsal["rehearsed"]) - Counter(rehearsal["compiled"])
     assert Counter(rehearsal["again"]) == left
+
+
+def test_keys_on_disk_do_not_depend_on_what_was_hashed_first() -> None:
+    first, *others = [_keys(seed) for seed in range(3)]
+    assert first
+    assert all(keys == first for keys in others)
+
+
+def _keys(seed: int) -> dict[str, str]:
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.doubles.hash_only", "90", str(seed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return json.loads(finished.stdout)
