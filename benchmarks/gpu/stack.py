@@ -14,8 +14,10 @@ import psutil
 from benchmarks.gpu.model import Model
 from quire.launcher.child import Child
 from quire.rpc.channel import open_channel
+from quire.rpc.port import ReservedPort
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 
+_HOST = "127.0.0.1"
 _WORKER_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 
@@ -27,32 +29,22 @@ class Stack:
         self._folder = tempfile.TemporaryDirectory()
         directory = Path(self._folder.name)
         model.write(directory)
-        self._flags = command_line(model.flags(directory))
+        flags = command_line(model.flags(directory))
         self._text_flags = ["--model", str(directory), "--served-model-name", model.name]
-        self._num_tokenizers = num_tokenizers
-        self._scheduler = Child(
-            "scheduler", "quire_scheduler", ["--grpc-port", "0", *command_line(model.scheduler_flags)]
-        )
-        self._children: list[Child] = [self._scheduler]
-        self.address = ""
+        scheduler, grpc, http = self._ports = [ReservedPort(_HOST, 0, "port") for _ in range(3)]
+        self._scheduler_address = f"{_HOST}:{scheduler.number}"
+        self.address = f"{_HOST}:{grpc.number}"
         """Of the front door's gRPC side."""
-        self.http_address = ""
+        self.http_address = f"http://{_HOST}:{http.number}"
+        self._door_flags = ["--grpc-port", str(grpc.number), "--port", str(http.number), "--reuse-port"]
+        scheduler_flags = ["--grpc-port", str(scheduler.number), *command_line(model.scheduler_flags)]
+        self._scheduler = Child("scheduler", "quire_scheduler", scheduler_flags)
+        worker = Child("worker", "quire_worker", [*flags, "--scheduler", self._scheduler_address])
+        self._children = [self._scheduler, worker, *map(self._tokenizer, range(num_tokenizers))]
 
     async def start(self) -> None:
         """Starts every process and waits until the worker is registered."""
-        await self._scheduler.start()
-        address = self._scheduler.facts["grpc"]
-        self._scheduler.pin("--grpc-port", address.rpartition(":")[2])
-        worker = Child("worker", "quire_worker", [*self._flags, "--scheduler", address])
-        first = self._tokenizer(0, address, "0", "0")
-        self._children += [worker, first]
-        await asyncio.gather(worker.start(), first.start())
-        self.address = first.facts["grpc"]
-        self.http_address = first.facts["http"]
-        ports = [each.rpartition(":")[2] for each in (self.address, self.http_address)]
-        others = [self._tokenizer(number, address, *ports) for number in range(1, self._num_tokenizers)]
-        self._children += others
-        await asyncio.gather(*(each.start() for each in others))
+        await asyncio.gather(*(child.start() for child in self._children))
         await self._until_registered()
 
     async def restart_scheduler(self) -> None:
@@ -65,11 +57,13 @@ class Stack:
         """Front door first, scheduler last."""
         for child in reversed(self._children):
             await child.stop()
+        for port in self._ports:
+            port.close()
         self._folder.cleanup()
 
     async def stats(self) -> scheduler_pb2.GetStatsResponse:
         """The scheduler's counters."""
-        async with open_channel(self._scheduler.facts["grpc"]) as channel:
+        async with open_channel(self._scheduler_address) as channel:
             stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             return await stub.GetStats(scheduler_pb2.GetStatsRequest(), wait_for_ready=True)
 
@@ -77,11 +71,9 @@ class Stack:
         """CPU time that each process has used."""
         return {child.name: _cpu_seconds(child.pid) for child in self._children}
 
-    def _tokenizer(self, number: int, scheduler: str, grpc_port: str, http_port: str) -> Child:
-        ports = ["--grpc-port", grpc_port, "--port", http_port, "--reuse-port"]
-        return Child(
-            f"tokenizer {number}", "quire_tokenizer", [*self._text_flags, "--scheduler", scheduler, *ports]
-        )
+    def _tokenizer(self, number: int) -> Child:
+        flags = [*self._text_flags, "--scheduler", self._scheduler_address, *self._door_flags]
+        return Child(f"tokenizer {number}", "quire_tokenizer", flags)
 
     async def _until_registered(self) -> None:
         deadline = time.monotonic() + _WORKER_TIMEOUT_S

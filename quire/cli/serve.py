@@ -16,7 +16,6 @@ from quire.config.flag import CommandParser
 from quire.launcher.option import add_stack_flags, parse_options, stack_tls
 from quire.launcher.stack import Stack
 from quire.rpc.channel import key_metadata, open_channel
-from quire.rpc.port import check_port_is_free
 from quire.rpc.tls import ClientTls
 from quire.sampling_params import SamplingParams
 from quire.telemetry.logs import configure_logging
@@ -30,9 +29,6 @@ def run(argv: Sequence[str]) -> int:
     """Parses flags, serves until told to stop, and returns the exit status."""
     options = parse_options(_parser(), argv)
     configure_logging("launcher", logging.WARNING)
-    check_port_is_free(options.host, options.grpc_port, "--grpc-port")
-    if options.http:
-        check_port_is_free(options.host, options.port, "--port")
     return asyncio.run(_serve(options))
 
 

@@ -64,10 +64,6 @@ class Child:
             raise ConfigError(f"the {self.name} process ended with status {status} before it was ready")
         self.facts = json.loads(facts)
 
-    def pin(self, flag: str, value: str) -> None:
-        """Gives every later incarnation a flag, such as the port that the first one was given."""
-        self._arguments += [flag, value]
-
     async def supervise(self) -> None:
         """Restarts the process whenever it ends, until `stop`."""
         backoff_s = _FIRST_BACKOFF_S

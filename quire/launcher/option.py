@@ -58,8 +58,6 @@ def stack_tls(options: Any) -> ClientTls | None:
 def service_arguments(options: Any, config_type: type[Any]) -> list[str]:
     """The command line of a service: what differs from its defaults. Its addresses are wired by the launcher."""
     arguments = ["--host", options.host] if config_type is TokenizerConfig else []
-    if config_type is SchedulerConfig:
-        arguments += ["--grpc-port", "0"]
     for each in fields(config_type):
         if each.name in WIRING or each.name in ("host", "grpc_port", "port"):
             continue

@@ -1,4 +1,4 @@
-"""The processes of one stack, started in the order in which they need one another and stopped in reverse.
+"""The processes of one stack, started all at once and stopped in an order in which nobody waits for one that is gone.
 
 Knows no signal and no terminal.
 """
@@ -9,6 +9,9 @@ import asyncio
 from quire.config import SchedulerConfig, TokenizerConfig, WorkerConfig
 from quire.launcher.child import Child
 from quire.launcher.option import service_arguments
+from quire.rpc.port import ReservedPort
+
+_SCHEDULER_HOST = "127.0.0.1"
 
 
 class Stack:
@@ -17,6 +20,7 @@ class Stack:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._children: list[Child] = []
+        self._ports: list[ReservedPort] = []
         self.address = ""
         """Where clients reach its gRPC services, host:port; set by `start`, as are the others."""
         self.http_url = ""
@@ -27,25 +31,21 @@ class Stack:
     async def start(self) -> None:
         """Starts all processes. Raises `ConfigError` when one ends before it is ready; `stop` then ends the others."""
         options = self._options
-        scheduler = self._child("scheduler", "quire_scheduler", service_arguments(options, SchedulerConfig))
-        await scheduler.start()
-        self.scheduler_address = scheduler.facts["grpc"]
-        scheduler.pin("--grpc-port", self.scheduler_address.rpartition(":")[2])
-        arguments = [*service_arguments(options, WorkerConfig), "--scheduler", self.scheduler_address]
-        worker = self._child("worker", "quire_worker", arguments)
-        first = self._tokenizer(0, options.grpc_port, options.port)
-        await asyncio.gather(worker.start(), first.start())
-        self.worker_address = worker.facts["grpc"]
-        port = int(first.facts["grpc"].rpartition(":")[2])
-        http_url = first.facts.get("http", "")
-        http_port = int(http_url.rpartition(":")[2]) if http_url else 0
-        first.pin("--grpc-port", str(port))
-        first.pin("--port", str(http_port))
-        replicas = [
-            self._tokenizer(number, port, http_port) for number in range(1, options.tokenizer_replicas)
+        # Ports are settled before anybody listens, so that no process waits for another one to be told its address.
+        scheduler_port = self._reserve(_SCHEDULER_HOST, 0, "--grpc-port")
+        self.scheduler_address = f"{_SCHEDULER_HOST}:{scheduler_port}"
+        port = self._reserve(options.host, options.grpc_port, "--grpc-port")
+        http_port = self._reserve(options.host, options.port, "--port") if options.http else 0
+        scheduler = self._scheduler(scheduler_port)
+        worker = self._worker()
+        tokenizers = [
+            self._tokenizer(number, port, http_port) for number in range(options.tokenizer_replicas)
         ]
-        await asyncio.gather(*(replica.start() for replica in replicas))
+        # The worker first: it takes longest.
+        await asyncio.gather(*(child.start() for child in (worker, scheduler, *tokenizers)))
+        self.worker_address = worker.facts["grpc"]
         self.address = f"{_client_host(options.host)}:{port}"
+        http_url = tokenizers[0].facts.get("http", "")
         self.http_url = http_url.replace(f"//{options.host}:", f"//{_client_host(options.host)}:")
 
     async def supervise(self) -> None:
@@ -57,6 +57,22 @@ class Stack:
         # The front door closes first, then the workers, and the scheduler last: nobody is left waiting for an answer.
         for child in reversed(self._children):
             await child.stop()
+        for port in self._ports:
+            port.close()
+
+    def _reserve(self, host: str, port: int, flag: str) -> int:
+        """Keeps a port for as long as the stack runs, also while a process that listened on it is started again."""
+        reserved = ReservedPort(host, port, flag)
+        self._ports.append(reserved)
+        return reserved.number
+
+    def _scheduler(self, port: int) -> Child:
+        arguments = [*service_arguments(self._options, SchedulerConfig), "--grpc-port", str(port)]
+        return self._child("scheduler", "quire_scheduler", arguments)
+
+    def _worker(self) -> Child:
+        arguments = [*service_arguments(self._options, WorkerConfig), "--scheduler", self.scheduler_address]
+        return self._child("worker", "quire_worker", arguments)
 
     def _tokenizer(self, number: int, port: int, http_port: int) -> Child:
         arguments = service_arguments(self._options, TokenizerConfig)

@@ -2,32 +2,45 @@
 
 import socket
 
-import psutil
-
 from quire.errors import ConfigError
 
 
-def check_port_is_free(host: str, port: int, flag: str) -> None:
-    """Raises `ConfigError`, naming `flag`, host:port and the holder, when `port` cannot be bound now; 0 always can."""
-    if port == 0:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As gRPC does: a port in TIME_WAIT is free, one that another process listens on is not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+class ReservedPort:
+    """A TCP port that is kept for the processes that are to listen on it, before they start and between them.
+
+    It is bound and nobody listens on it: connections are refused, and the kernel gives its number to nobody who asks for any.
+    Whoever sets SO_REUSEADDR, as gRPC and our HTTP server do, may listen on it nevertheless.
+    """
+
+    def __init__(self, host: str, port: int, flag: str) -> None:
+        """Takes any free port where `port` is 0. Raises `ConfigError`, naming `flag`, host:port and the holder, when it
+        cannot be listened on.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        # A port in TIME_WAIT is free, one that another process listens on is not.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            self._socket.bind((host, port))
         except OSError as error:
+            self._socket.close()
             reason = describe_holder(port) if error.errno == 98 else (error.strerror or str(error)).lower()
             raise ConfigError(
                 f"{flag} {port}: cannot listen on {host}:{port}: {reason}", field=flag
             ) from error
+        self.number: int = self._socket.getsockname()[1]
+
+    def close(self) -> None:
+        """Gives it up; who listens goes on."""
+        self._socket.close()
 
 
 def describe_holder(port: int) -> str:
     """One phrase that names the process listening on `port`, as far as this user may see it."""
     if port == 0:
         return "the address is not one of this machine"
+    import psutil  # takes 30 ms of every process's start, and is needed for what an error says
+
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
@@ -41,6 +54,8 @@ def describe_holder(port: int) -> str:
 def _describe_process(pid: int | None) -> str:
     if pid is None:
         return "the port is in use by a process of another user"
+    import psutil
+
     try:
         process = psutil.Process(pid)
         command = " ".join(process.cmdline()[:6]) or process.name()

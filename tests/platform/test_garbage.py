@@ -49,3 +49,12 @@ def _said_at_exit(module: str, *flags: str) -> str:
     finally:
         process.kill()
         process.wait()
+
+
+def test_imports_are_not_looked_at_again() -> None:
+    program = (
+        "import gc; from quire import garbage\n"
+        "with garbage.paused(): kept = [[] for _ in range(1000)]; assert not gc.isenabled()\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

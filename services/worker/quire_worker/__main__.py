@@ -1,89 +1,18 @@
 """The worker process: `python -m quire_worker`."""
 
 import asyncio
-import json
-import logging
 import os
-import signal
-import socket
 import sys
-import uuid
-from typing import cast
 
 # Idle OpenMP threads must sleep: spinning ones starve the other processes of the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import torch
 
 from quire import garbage
 from quire.config import WorkerConfig
 from quire.config.flag import parse
 from quire.errors import ConfigError
-from quire.rpc.server import add_health_and_reflection, bind, build_server
 from quire.telemetry.logs import configure_logging
-from quire.telemetry.tracing import configure_tracing
-from quire.v1 import worker_pb2, worker_pb2_grpc
-from quire.wire import PROTOCOL_VERSION
-from quire_worker.loading import LoadedModel, load_model
-from quire_worker.registration import Registration
-from quire_worker.runner import Runner
-from quire_worker.service import WorkerService
-from quire_worker.step_loop import StepLoop
-from quire_worker.traced_runner import TracedRunner
-
-logger = logging.getLogger(__name__)
-
-
-async def serve(config: WorkerConfig, loaded: LoadedModel) -> None:
-    """Serves until told to stop."""
-    worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    server = build_server()
-    health = add_health_and_reflection(server, ("quire.v1.WorkerService",))
-    port = bind(server, config.host, config.grpc_port)
-    tracing = configure_tracing("worker")
-    # Whoever executes plans needs the same three members of either.
-    runner = cast("Runner", TracedRunner(loaded.runner, tracing)) if tracing.enabled else loaded.runner
-    loop = StepLoop(runner)
-    registration = Registration(
-        config.scheduler,
-        worker_pb2.WorkerRegistration(
-            protocol_version=PROTOCOL_VERSION,
-            worker_id=worker_id,
-            group_name=config.group_name,
-            world_size=1,
-            model=loaded.spec,
-            capacity=loaded.capacity,
-            grpc_address=f"{config.host}:{port}",
-        ),
-        loop,
-    )
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(
-        WorkerService(worker_id, loaded, loop, registration), server
-    )
-    await server.start()
-    await health.set("", True)
-    await health.set("quire.v1.WorkerService", True)
-    loop.start()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # A worker whose step loop is gone must not go on saying that it lives.
-    duties = [
-        asyncio.create_task(registration.run()),
-        asyncio.create_task(stop.wait()),
-        asyncio.create_task(asyncio.to_thread(loop.wait)),
-    ]
-    garbage.settle()
-    print("READY", json.dumps({"service": "worker", "grpc": f"{config.host}:{port}"}), flush=True)
-    done, pending = await asyncio.wait(duties, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
-    await server.stop(grace=1.0)
-    loop.stop()
-    tracing.shutdown()
-    for task in done:
-        task.result()
+from quire_worker.cuda_context import begin_context
 
 
 def main() -> None:
@@ -91,11 +20,24 @@ def main() -> None:
     configure_logging("worker")
     try:
         config = parse(WorkerConfig, sys.argv[1:], "python -m quire_worker")
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
-        asyncio.run(serve(config, load_model(config)))
+        if config.device != "cpu":
+            begin_context()
+        _run(config)
     except ConfigError as error:
         sys.exit(f"quire_worker: {error.message}")
+
+
+def _run(config: WorkerConfig) -> None:
+    # Imported here because torch takes seconds, in which the device is got ready; flags are refused before.
+    with garbage.paused():
+        import torch
+
+        from quire_worker.loading import load_model
+        from quire_worker.serving import serve
+
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    asyncio.run(serve(config, load_model(config)))
 
 
 if __name__ == "__main__":
