@@ -8,11 +8,27 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+
+class _NotKeptError(Exception):
+    """The cache on disk lacks a binary."""
+
+
+@cache
+def _sealed(source_class: Any) -> Any:
+    """The class of sources that cannot be compiled, only found compiled."""
+
+    def make_ir(*_: Any, **__: Any) -> Any:
+        raise _NotKeptError
+
+    return type(source_class.__name__, (source_class,), {"make_ir": make_ir})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +49,31 @@ class NotedKernel:
         compiled = self.function.preload(self.specialization)
         # Triton makes the launcher, for which it may call a C compiler, when somebody first asks how to run the kernel.
         _ = compiled.run
+
+    def load(self) -> bool:
+        """Does the same if the cache on disk has the binary; otherwise nothing, and returns False."""
+        _ = self.function.cache_key  # once for all of its binaries
+        reader = copy(self.function)  # which shares what is loaded, and has a source that is never read
+        reader.ASTSource = _sealed(self.function.ASTSource)
+        try:
+            compiled = reader.preload(self.specialization)
+        except _NotKeptError:
+            return False
+        _ = compiled.run
+        return True
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What `compiler_process` is asked for it; on a device that the driver knows."""
+        from triton.runtime import driver
+
+        target = driver.active.get_current_target()
+        return {
+            "target": {"backend": target.backend, "arch": target.arch, "warp_size": target.warp_size},
+            "module": self.function.module,
+            "function": self.function.__qualname__,
+            "specialization": self.specialization,
+        }
 
 
 @contextmanager
@@ -75,17 +116,36 @@ def noted_launches() -> Generator[list[NotedKernel]]:
 
 @contextmanager
 def compiled_beside(
-    kernels: Iterable[NotedKernel], num_threads: int, on_progress: Callable[[], None]
+    kernels: Iterable[NotedKernel],
+    num_threads: int,
+    on_progress: Callable[[], None],
+    compile_elsewhere: Callable[[NotedKernel], str | None] | None = None,
 ) -> Generator[None]:
     """Compiles while the caller does something else; on leaving, all are compiled.
 
-    Threads do, because most of the work is done outside the interpreter. `on_progress` is called by them. A kernel that
-    fails is left to its first launch, which will fail in its place.
+    Threads do, because most of the work is done outside the interpreter; they are better off with `compile_elsewhere`, which
+    brings a binary that the cache on disk lacks there or says why not. `on_progress` is called by them. A kernel that fails is
+    left to its first launch, which will fail in its place.
     """
+    reasons: set[str] = set()
+
+    def is_at_hand(kernel: NotedKernel) -> bool:
+        if compile_elsewhere is None:
+            return False
+        if kernel.load():
+            return True
+        reason = compile_elsewhere(kernel)
+        if reason is not None and reason not in reasons:
+            reasons.add(reason)
+            logger.warning(
+                "a kernel is compiled in this process", extra={"kernel": kernel.name, "why": reason}
+            )
+        return False
 
     def compile_one(kernel: NotedKernel) -> None:
         try:
-            kernel.compile()
+            if not is_at_hand(kernel):
+                kernel.compile()
         except Exception:
             logger.warning("a kernel was not compiled ahead", extra={"kernel": kernel.name}, exc_info=True)
         on_progress()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,17 +19,7 @@ pytest.importorskip("triton")
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    cache: Path = tmp_path_factory.mktemp("cache")
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.doubles.rehearse_only", "90"],
-        env={**os.environ, "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return json.loads(finished.stdout)
+    return _printed_by("rehearse_only", "90", cache=tmp_path_factory.mktemp("cache"))
 
 
 def test_a_rehearsal_finds_every_kernel_of_a_step(rehearsal: dict[str, list[str]]) -> None:
@@ -45,16 +36,23 @@ def test_what_was_compiled_is_not_compiled_again(rehearsal: dict[str, list[str]]
     assert Counter(rehearsal["again"]) == left
 
 
-def test_keys_on_disk_do_not_depend_on_what_was_hashed_first() -> None:
-    first, *others = [_keys(seed) for seed in range(3)]
+def test_what_other_processes_compile_is_loaded_from_disk(tmp_path: Path) -> None:
+    found = _printed_by("compile_elsewhere", "90", cache=tmp_path)
+    assert found["loaded before"] == found["here"] == 0
+    assert found["here, alone"] == found["wanted"] - found["half"] > 0
+    assert found["loaded after"] == found["wanted"]
+
+
+def test_keys_on_disk_do_not_depend_on_what_was_hashed_first(tmp_path: Path) -> None:
+    first, *others = [_printed_by("hash_only", "90", str(seed), cache=tmp_path) for seed in range(3)]
     assert first
     assert all(keys == first for keys in others)
 
 
-def _keys(seed: int) -> dict[str, str]:
+def _printed_by(double: str, *arguments: str, cache: Path) -> dict[str, Any]:
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.doubles.hash_only", "90", str(seed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", f"tests.doubles.{double}", *arguments],
+        env={**os.environ, "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,

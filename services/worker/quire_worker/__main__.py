@@ -12,6 +12,7 @@ from quire.config import WorkerConfig
 from quire.config.flag import parse
 from quire.errors import ConfigError
 from quire.telemetry.logs import configure_logging
+from quire_worker.compiler_pool import CompilerPool, compiler_pool
 from quire_worker.cuda_context import begin_context
 
 
@@ -20,15 +21,17 @@ def main() -> None:
     configure_logging("worker")
     try:
         config = parse(WorkerConfig, sys.argv[1:], "python -m quire_worker")
+        compilers = compiler_pool(config.device)
         if config.device != "cpu":
             begin_context()
-        _run(config)
+        _run(config, compilers)
     except ConfigError as error:
         sys.exit(f"quire_worker: {error.message}")
 
 
-def _run(config: WorkerConfig) -> None:
-    # Imported here because torch takes seconds, in which the device is got ready; flags are refused before.
+def _run(config: WorkerConfig, compilers: CompilerPool | None) -> None:
+    # Imported here because torch takes seconds, in which the device is got ready and the compilers import it too; flags are
+    # refused before.
     with garbage.paused():
         import torch
 
@@ -37,7 +40,7 @@ def _run(config: WorkerConfig) -> None:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    asyncio.run(serve(config, load_model(config)))
+    asyncio.run(serve(config, load_model(config, compilers)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from quire.errors import ConfigError
 from quire.model_files import model_directory, read_json
 from quire.v1 import worker_pb2
 from quire_worker.assembly import build_runner
+from quire_worker.compiler_pool import CompilerPool
 from quire_worker.grammar_compiler import GrammarCompiler
 from quire_worker.kv_cache import CacheShape
 from quire_worker.model.config import ModelConfig, eos_token_ids, parse_model_config
@@ -39,8 +40,10 @@ class LoadedModel:
     capacity: worker_pb2.WorkerCapacity
 
 
-def load_model(config: WorkerConfig) -> LoadedModel:
-    """Loads the configured model and allocates its cache. Raises `ConfigError`."""
+def load_model(config: WorkerConfig, compilers: CompilerPool | None = None) -> LoadedModel:
+    """Loads the configured model and allocates its cache; ends `compilers` when it has no more use for them. Raises
+    `ConfigError`.
+    """
     device = device_of(config)
     files = _CONFIG_FILES if config.load_format == "dummy" else (*_CONFIG_FILES, *_WEIGHT_FILES)
     directory = model_directory(config.model, config.revision, config.download_dir, files)
@@ -59,7 +62,7 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         max_model_len=max_model_len,
     ).to(device)
     shape = CacheShape(model=model, dtype=_cache_dtype(config, dtype, device), block_size=config.block_size)
-    with kernels_compiled(shape, config, max_model_len, dtype, rotary):
+    with kernels_compiled(shape, config, max_model_len, dtype, rotary, compilers):
         if config.load_format == "dummy":
             weights = dummy_weights(model, config.seed, dtype, device)
         else:

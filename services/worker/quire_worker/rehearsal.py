@@ -2,13 +2,13 @@
 
 A rehearsal takes every step of a start, and some more, over weights that nobody has filled, with launches noted instead
 of made: kernels meet the sizes, strides and alignments of the real steps, which their binaries depend on. What it
-misses is compiled by its first launch. Knows shapes and the step; nothing of how kernels are compiled.
+misses is compiled by its first launch. Knows shapes and the step, and by whom kernels are compiled; nothing of how.
 """
 
 import os
 from array import array
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count, takewhile
@@ -22,6 +22,7 @@ from torch import Tensor
 from quire.config import WorkerConfig
 from quire.wire.plan import NO_LOGPROBS, SlotAdmission
 from quire_worker.assembly import largest_shape, shape_table
+from quire_worker.compiler_pool import CompilerPool
 from quire_worker.device_batch import DeviceBatch
 from quire_worker.device_step import DeviceStep
 from quire_worker.kv_cache import CacheShape, allocate_cache
@@ -45,10 +46,25 @@ def kernels_compiled(
     max_model_len: int,
     dtype: torch.dtype,
     rotary: Tensor,
+    compilers: CompilerPool | None = None,
 ) -> Generator[None]:
-    """Within, the kernels of a worker's steps are being compiled; on leaving, they are. Without a GPU and Triton there
-    is nothing to do.
+    """Within, the kernels of a worker's steps are being compiled, by these processes if there are any; on leaving, they are,
+    and the processes are told to end. Without a GPU and Triton there is nothing to do.
     """
+    with closing(compilers) if compilers is not None else nullcontext():
+        with _compiled(cache, config, max_model_len, dtype, rotary, compilers):
+            yield
+
+
+@contextmanager
+def _compiled(
+    cache: CacheShape,
+    config: WorkerConfig,
+    max_model_len: int,
+    dtype: torch.dtype,
+    rotary: Tensor,
+    compilers: CompilerPool | None,
+) -> Generator[None]:
     if not rotary.is_cuda or find_spec("triton") is None:
         yield
         return
@@ -60,7 +76,10 @@ def kernels_compiled(
     torch.cuda.empty_cache()
     progress = Progress("compiling kernels", len(kernels))
     num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-    with compiled_beside(kernels, num_threads, progress.note_done):
+    if compilers is not None:
+        num_threads = compilers.num_processes  # so many wait for one each
+    elsewhere = compilers.compile if compilers is not None else None
+    with compiled_beside(kernels, num_threads, progress.note_done, elsewhere):
         yield
 
 
