@@ -19,8 +19,9 @@ _MODULE = "quire_kernels.compiler_process"
 _MAX_PROCESSES = 12
 """The longest kernels take a tenth of all: more would wait for these."""
 
-_CORES_LEFT = 2
 _MIN_CORES = 4
+"""Fewer are taken by what starts at the same time."""
+
 _ANSWER_S = 90
 """Longer than a process gives itself for a kernel, with what it imports before the first."""
 
@@ -101,7 +102,7 @@ def compiler_pool(device: str) -> CompilerPool | None:
     if device == "cpu" or not has_gpu or num_cores < _MIN_CORES or find_spec("triton") is None:
         return None
     try:
-        return CompilerPool(min(_MAX_PROCESSES, num_cores - _CORES_LEFT))
+        return CompilerPool(min(_MAX_PROCESSES, num_cores))
     except OSError:
         return None  # threads will do
 
