@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from threading import Thread
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -89,9 +90,10 @@ def noted_launches() -> Generator[list[NotedKernel]]:
     from triton import knobs
     from triton.runtime.jit import JITFunction
 
-    from quire_kernels.source_hash import hash_callees_first
+    from quire_kernels.source_hash import hash_callees_first, hash_compiler
 
     hash_callees_first()
+    Thread(target=hash_compiler, name="hash-compiler").start()  # done when what is noted is looked for
     kernels: list[NotedKernel] = []
 
     def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:

@@ -37,9 +37,10 @@ def _import_all() -> None:
     gc.disable()  # all of it stays
     for name in ("torch", "quire_kernels", "triton.compiler", "triton.experimental.gluon"):
         importlib.import_module(name)
-    from quire_kernels.source_hash import hash_callees_first
+    from quire_kernels.source_hash import hash_callees_first, hash_compiler
 
     hash_callees_first()
+    hash_compiler()
     gc.freeze()  # nor is it written to by a collection of a process that shares it
     gc.enable()
 

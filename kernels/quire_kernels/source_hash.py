@@ -8,8 +8,10 @@ another had kept. Knows no kernel.
 
 from typing import Any
 
+from triton.runtime import cache as triton_cache
 from triton.runtime.jit import DependenciesFinder
 
+_hash_of_triton = getattr(triton_cache, "triton_key", None)
 _NAME = "_update_hash"
 _update_hash = getattr(DependenciesFinder, _NAME, None)
 
@@ -18,6 +20,14 @@ def hash_callees_first() -> None:
     """From here on, in the whole process. What was hashed before keeps its key."""
     if _update_hash is not None:  # a Triton that lacks it hashes in its own way
         setattr(DependenciesFinder, _NAME, _update_hash_after_callee)
+
+
+def hash_compiler() -> None:
+    """Reads all of Triton, which is part of every key: 0.3 s on a fast CPU, most of it outside the interpreter. Whoever asks for
+    keys afterwards finds it done; several who ask at once each do it.
+    """
+    if _hash_of_triton is not None:
+        _hash_of_triton()
 
 
 def _update_hash_after_callee(finder: Any, callee: Any) -> None:
