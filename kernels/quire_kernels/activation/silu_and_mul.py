@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv
 from quire_kernels.overlap import (
     finish_launching,
     launch_options,
@@ -40,7 +41,7 @@ def silu_and_mul_tiles(x: Tensor) -> Tensor:
         raise ValueError("the last dimension of x must be contiguous")
     out = torch.empty((rows.shape[0], width), dtype=x.dtype, device=x.device)
     if out.numel():
-        grid = (rows.shape[0], triton.cdiv(width, _COLUMNS))
+        grid = (rows.shape[0], cdiv(width, _COLUMNS))
         overlap = overlaps_launches(x.device)
         _silu_and_mul_tiles_kernel[grid](
             rows,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.attention.tuning import PrefillConfig
+from quire_kernels.cut import cdiv, next_power_of_2
 
 _LOOKUPS = 32  # items that one program writes down
 _MAX_BLOCK_ROWS = 1024
@@ -127,15 +128,15 @@ def schedule_prefill_rows(
     """Return the schedule of a step of ``num_tokens`` padded tokens; see `dispatch.schedule_prefill`."""
     num_rows, device = seq_lens.shape[0], seq_lens.device
     group = num_heads // num_kv_heads
-    rows_per_tile = max(config.rows, triton.next_power_of_2(group))
-    queries_per_tile = rows_per_tile // (triton.next_power_of_2(group) if config.hopper else group)
+    rows_per_tile = max(config.rows, next_power_of_2(group))
+    queries_per_tile = rows_per_tile // (next_power_of_2(group) if config.hopper else group)
     # Rows fill their tiles but for one each.
     max_tiles = max(1, num_tokens // queries_per_tile + min(num_rows, num_tokens // config.shortest))
     # Splits are as long as a program's share of all key tiles or longer: they add at most one item per program, and
     # where a row has several they are longer than half a share.
     max_items, max_parts = max_tiles + config.num_programs, 2 * config.num_programs
     # Programs of `prefill_hopper` take items, of all key heads, until they find none: each finds one behind the last item.
-    num_notes = max_items + triton.cdiv(config.resident_programs, num_kv_heads) + 1
+    num_notes = max_items + cdiv(config.resident_programs, num_kv_heads) + 1
 
     def integers(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
@@ -143,7 +144,7 @@ def schedule_prefill_rows(
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
-    counters_per_part = triton.cdiv(rows_per_tile, _MIN_WARPGROUP_ROWS)
+    counters_per_part = cdiv(rows_per_tile, _MIN_WARPGROUP_ROWS)
     counters = integers(max_parts * num_kv_heads * counters_per_part + 2).zero_()
     schedule = PrefillSchedule(
         sliding_window=sliding_window,
@@ -158,7 +159,7 @@ def schedule_prefill_rows(
         part_out=floats(max_parts, num_kv_heads, rows_per_tile, head_dim),
         part_lse=floats(max_parts, num_kv_heads, rows_per_tile),
     )
-    _schedule_prefill_rows_kernel[(triton.cdiv(num_notes, _LOOKUPS),)](
+    _schedule_prefill_rows_kernel[(cdiv(num_notes, _LOOKUPS),)](
         query_start_loc,
         seq_lens,
         schedule.num_items,
@@ -170,8 +171,8 @@ def schedule_prefill_rows(
         BLOCK_Q=queries_per_tile,
         SHORTEST=config.shortest,
         NUM_PROGRAMS=config.num_programs,
-        MIN_SPLIT=triton.cdiv(config.min_split, config.tile),
-        BLOCK=min(_MAX_BLOCK_ROWS, triton.next_power_of_2(num_rows)),
+        MIN_SPLIT=cdiv(config.min_split, config.tile),
+        BLOCK=min(_MAX_BLOCK_ROWS, next_power_of_2(num_rows)),
         LOOKUPS=_LOOKUPS,
         num_warps=8,
     )

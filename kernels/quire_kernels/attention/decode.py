@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire_kernels.attention.new_tokens import NewTokens
 from quire_kernels.attention.tuning import DecodeConfig
+from quire_kernels.cut import next_power_of_2
 from quire_kernels.gpu import gluon_module
 from quire_kernels.overlap import (
     finish_launching,
@@ -218,7 +219,7 @@ def paged_attention_decode(
     """
     num_sequences, (_, num_heads, head_dim), num_kv_heads = seq_lens.shape[0], q.shape, k_cache.shape[2]
     group = num_heads // num_kv_heads
-    width = max(16, triton.next_power_of_2(head_dim))
+    width = max(16, next_power_of_2(head_dim))
     num_splits = config.num_splits
     partial_out, partial_lse = out, out
     if num_splits > 1:
@@ -266,7 +267,7 @@ def paged_attention_decode(
             *v_cache.stride()[:3],
             BLOCK_SIZE=k_cache.shape[1],
             GROUP=group,
-            GROUP_ROWS=max(16, triton.next_power_of_2(group)),
+            GROUP_ROWS=max(16, next_power_of_2(group)),
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=config.num_warps,
             num_stages=config.num_stages,

@@ -35,6 +35,7 @@ from quire_kernels.attention.new_token_tile import (
 )
 from quire_kernels.attention.new_tokens import NewTokens
 from quire_kernels.attention.tuning import DecodeConfig
+from quire_kernels.box_descriptor import describe_boxes
 
 _PAGE = 16  # keys of a copy
 _HALF = 64  # of the head dimension
@@ -369,10 +370,5 @@ def _is_rows_of_tokens(cache: Tensor) -> bool:
 def _pages(cache: Tensor) -> TensorDescriptor:
     """The cache ``[num_blocks, block_size, Hkv, 128]`` as ``[2 * Hkv, tokens, 64]``, of which a box is a page of a head."""
     num_blocks, block_size, num_kv_heads, _ = cache.shape
-    return TensorDescriptor(
-        cache,
-        shape=[2 * num_kv_heads, num_blocks * block_size, _HALF],
-        strides=[_HALF, cache.stride(1), 1],
-        block_shape=[2, _PAGE, _HALF],
-        layout=gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3),
-    )
+    shape, strides = [2 * num_kv_heads, num_blocks * block_size, _HALF], [_HALF, cache.stride(1), 1]
+    return describe_boxes(cache, shape, strides, [2, _PAGE, _HALF])

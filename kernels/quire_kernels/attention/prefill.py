@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels.attention.schedule import PrefillSchedule
+from quire_kernels.cut import next_power_of_2
 from quire_kernels.overlap import (
     finish_launching,
     launch_options,
@@ -266,7 +267,7 @@ def paged_attention_prefill(
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
-        WIDTH=max(16, triton.next_power_of_2(head_dim)),
+        WIDTH=max(16, next_power_of_2(head_dim)),
         ROWS=schedule.rows_per_tile,
         BLOCK_Q=schedule.queries_per_tile,
         TILE=config.tile,

@@ -22,6 +22,7 @@ from quire_kernels.attention.hopper_attend import WARPGROUP_ROWS, attend
 from quire_kernels.attention.hopper_feed import NOTE_LEN, NOTE_READERS, copy_tiles, hand_out_items
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.attention.tuning import PrefillConfig
+from quire_kernels.box_descriptor import describe_boxes
 from quire_kernels.overlap import launch_options, overlaps_launches
 
 _LOG2_E = 1.4426950408889634
@@ -214,18 +215,13 @@ def _describe_pages(cache: Tensor, page: int) -> TensorDescriptor:
     block_stride, slot_stride, head_stride, _ = cache.stride()
     rows = (num_blocks - 1) * (block_stride // slot_stride) + block_size
     columns = (num_kv_heads - 1) * head_stride + head_dim
-    return _describe(cache, [rows, columns], [slot_stride, 1], [page, head_dim])
+    return describe_boxes(cache, [rows, columns], [slot_stride, 1], [page, head_dim])
 
 
 def _describe_queries(q: Tensor, num_queries: int) -> TensorDescriptor:
     """Describe q ``[T, Hq, D]``; a box has the rows of one warpgroup: some tokens, each with its group's heads and perhaps
     some of the next, up to a power of two.
     """
-    return _describe(
+    return describe_boxes(
         q, list(q.shape), list(q.stride()), [num_queries, WARPGROUP_ROWS // num_queries, q.shape[2]]
     )
-
-
-def _describe(tensor: Tensor, shape: list[int], strides: list[int], box: list[int]) -> TensorDescriptor:
-    element = gl.bfloat16 if tensor.dtype == torch.bfloat16 else gl.float16
-    return TensorDescriptor(tensor, shape, strides, box, gl.NVMMASharedLayout.get_default_for(box, element))

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv
+
 _SPAN = 2048  # elements of a block that one program copies
 
 
@@ -43,7 +45,7 @@ def copy_blocks_spans(kv: Sequence[Tensor] | Tensor, pairs: Tensor) -> None:
                 f"a block of strides {plane.stride()[2:]} is not contiguous; copies need whole blocks"
             )
         elements_per_block = plane[0, 0].numel()
-        _copy_blocks_spans_kernel[(plane.shape[0], triton.cdiv(elements_per_block, _SPAN))](
+        _copy_blocks_spans_kernel[(plane.shape[0], cdiv(elements_per_block, _SPAN))](
             plane,
             pairs,
             pairs.shape[0],

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv, next_power_of_2
 from quire_kernels.linear.tuning import GemvConfig, gemv_config
 from quire_kernels.overlap import (
     finish_launching,
@@ -92,9 +93,9 @@ def linear_gemv(
         out = torch.empty((1, num_outputs), dtype=x.dtype, device=x.device)
     config = config or gemv_config(num_outputs, x.shape[1], gated=gated)
     overlap = overlaps_launches(x.device)
-    _linear_gemv_kernel[(triton.cdiv(num_outputs, config.rows),)](
+    _linear_gemv_kernel[(cdiv(num_outputs, config.rows),)](
         x, weight, x if bias is None else bias, out, num_outputs, weight.stride(0),
-        K=x.shape[1], ROWS=config.rows, SPAN=min(config.span, triton.next_power_of_2(x.shape[1])),
+        K=x.shape[1], ROWS=config.rows, SPAN=min(config.span, next_power_of_2(x.shape[1])),
         HAS_BIAS=bias is not None, GATED=gated, ADD=add, OVERLAP=overlap,
         num_warps=config.num_warps, num_stages=config.num_stages, **launch_options(overlap),
     )  # fmt: skip

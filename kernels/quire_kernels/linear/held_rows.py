@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv, next_power_of_2
 from quire_kernels.linear.folding import (
     allocate_results,
     check_product,
@@ -162,10 +163,10 @@ def linear_held_rows(
     config = config or held_config(num_rows, num_outputs, num_inputs)
     if config is None or num_inputs % config.chunk:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; there are no settings for it")
-    strips = triton.cdiv(num_outputs, config.strip)
+    strips = cdiv(num_outputs, config.strip)
     results = allocate_results(x, num_outputs, strips, out=out, norm_weight=norm_weight, squares=squares)
     overlap = overlaps_launches(x.device)
-    _linear_held_rows_kernel[(strips, triton.cdiv(num_rows, config.rows))](
+    _linear_held_rows_kernel[(strips, cdiv(num_rows, config.rows))](
         x,
         weight,
         x if bias is None else bias,
@@ -187,7 +188,7 @@ def linear_held_rows(
         ADD=add,
         NORM=results.has_norm,
         TILES=results.num_tiles,
-        TILES_SPAN=triton.next_power_of_2(max(results.num_tiles, 1)),
+        TILES_SPAN=next_power_of_2(max(results.num_tiles, 1)),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         OVERLAP=overlap,
         num_warps=config.num_warps,

@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire_kernels.box_descriptor import describe_boxes
 from quire_kernels.gpu import num_multiprocessors
 from quire_kernels.linear import tiling
 from quire_kernels.linear.boxes import misfit_of_boxes
@@ -332,11 +333,4 @@ def _arrivals(device: torch.device) -> Tensor:
 
 
 def _describe(tensor: Tensor, box: list[int]) -> TensorDescriptor:
-    element = gl.bfloat16 if tensor.dtype == torch.bfloat16 else gl.float16
-    return TensorDescriptor(
-        tensor,
-        list(tensor.shape),
-        list(tensor.stride()),
-        box,
-        gl.NVMMASharedLayout.get_default_for(box, element),
-    )
+    return describe_boxes(tensor, list(tensor.shape), list(tensor.stride()), box)

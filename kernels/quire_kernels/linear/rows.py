@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv, next_power_of_2
 from quire_kernels.linear.folding import (
     allocate_results,
     check_product,
@@ -241,8 +242,8 @@ def linear_rows(
         x, weight, bias, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
     )
     config = config or rows_config(num_rows, num_outputs, num_inputs, gated=gated)
-    rows = max(16, triton.next_power_of_2(num_rows))
-    strips = triton.cdiv(num_outputs, config.strip)
+    rows = max(16, next_power_of_2(num_rows))
+    strips = cdiv(num_outputs, config.strip)
     results = allocate_results(x, num_outputs, strips, out=out, norm_weight=norm_weight, squares=squares)
     parts = arrivals = results.out
     if config.splits > 1:
@@ -252,7 +253,7 @@ def linear_rows(
         parts = torch.empty(size, dtype=torch.float32, device=x.device)
         arrivals = _arrivals(x.device)
     overlap = overlaps_launches(x.device)
-    per_split = triton.cdiv(triton.cdiv(num_inputs, config.span), config.splits) * config.span
+    per_split = cdiv(cdiv(num_inputs, config.span), config.splits) * config.span
     _linear_rows_kernel[(strips, config.splits)](
         x,
         weight,
@@ -275,14 +276,14 @@ def linear_rows(
         SHARES=config.shares,
         SPLITS=config.splits,
         ROTATE=config.rotate,
-        AHEAD=max(_LINE, triton.next_power_of_2(min(per_split, config.ahead))),
+        AHEAD=max(_LINE, next_power_of_2(min(per_split, config.ahead))),
         LINE=_LINE,
         HAS_BIAS=bias is not None,
         GATED=gated,
         ADD=add,
         NORM=results.has_norm,
         TILES=results.num_tiles,
-        TILES_SPAN=triton.next_power_of_2(max(results.num_tiles, 1)),
+        TILES_SPAN=next_power_of_2(max(results.num_tiles, 1)),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         OVERLAP=overlap,
         num_warps=config.num_warps,

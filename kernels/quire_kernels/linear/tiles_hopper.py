@@ -17,8 +17,6 @@ whoever imports this module must be ready for an ImportError or AttributeError.
 
 from typing import Literal, overload
 
-import torch
-import triton
 import triton.experimental.gluon as gluon
 import triton.experimental.gluon.language as gl
 from torch import Tensor
@@ -30,6 +28,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire_kernels.box_descriptor import describe_boxes
+from quire_kernels.cut import cdiv, next_power_of_2
 from quire_kernels.linear.boxes import misfit_of_boxes
 from quire_kernels.linear.folding import allocate_results, check_product
 from quire_kernels.linear.hopper_tile import (
@@ -239,11 +239,11 @@ def linear_tiles_hopper(
             f"{config} leaves memory for {stages} of {steps} steps at a time; it must be 2 at least"
         )
     overlap = overlaps_launches(x.device)
-    first_tiles = _describe(x, list(x.shape), list(x.stride()), [first, width])
-    _linear_tiles_hopper_kernel[(num_tiles, triton.cdiv(num_rows, first + second))](
+    first_tiles = describe_boxes(x, list(x.shape), list(x.stride()), [first, width])
+    _linear_tiles_hopper_kernel[(num_tiles, cdiv(num_rows, first + second))](
         _describe_weight(weight, config, gated),
         first_tiles,
-        _describe(x, list(x.shape), list(x.stride()), [second, width]) if second else first_tiles,
+        describe_boxes(x, list(x.shape), list(x.stride()), [second, width]) if second else first_tiles,
         results.out if bias is None else bias,
         results.out,
         results.norm_weight,
@@ -265,7 +265,7 @@ def linear_tiles_hopper(
         ADD=add,
         NORM=results.has_norm,
         TILES=results.num_tiles,
-        TILES_SPAN=max(4, triton.next_power_of_2(results.num_tiles)),
+        TILES_SPAN=max(4, next_power_of_2(results.num_tiles)),
         OVERLAP=overlap,
         num_warps=config.outs // 16,
         **launch_options(overlap),
@@ -304,16 +304,11 @@ def _describe_weight(weight: Tensor, config: TilesConfig, gated: bool) -> Tensor
     num_outputs, num_inputs = weight.shape
     stride = weight.stride(0)
     if not gated:
-        return _describe(weight, [num_outputs, num_inputs], [stride, 1], [config.outs, config.width])
+        return describe_boxes(weight, [num_outputs, num_inputs], [stride, 1], [config.outs, config.width])
     half = num_outputs // 2
-    return _describe(
+    return describe_boxes(
         weight,
         [half // _GROUP, 2, _GROUP, num_inputs],
         [_GROUP * stride, half * stride, stride, 1],
         [config.outs // (2 * _GROUP), 2, _GROUP, config.width],
     )
-
-
-def _describe(tensor: Tensor, shape: list[int], strides: list[int], box: list[int]) -> TensorDescriptor:
-    element = gl.bfloat16 if tensor.dtype == torch.bfloat16 else gl.float16
-    return TensorDescriptor(tensor, shape, strides, box, gl.NVMMASharedLayout.get_default_for(box, element))

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv, next_power_of_2
 from quire_kernels.overlap import (
     finish_launching,
     launch_options,
@@ -90,10 +91,10 @@ def _launch(
         raise ValueError("the last dimension of x and residual must be contiguous")
     if num_rows == 0:
         return
-    columns = triton.next_power_of_2(num_columns)
+    columns = next_power_of_2(num_columns)
     overlap = overlaps_launches(x.device)
     rows = max(1, _ELEMENTS_PER_PROGRAM // columns)
-    _rms_norm_rows_kernel[(triton.cdiv(num_rows, rows),)](
+    _rms_norm_rows_kernel[(cdiv(num_rows, rows),)](
         x,
         x if residual is None else residual,
         weight,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv, next_power_of_2
 from quire_kernels.rotary.head_tile import HEADS_OF_PROGRAM, checked_rotary_half, padded_rest, rotate_heads
 
 
@@ -64,8 +65,8 @@ def _rotate_one(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
     out = torch.empty((num_tokens, num_heads, head_dim), dtype=x.dtype, device=x.device)
     if num_tokens == 0:
         return out
-    heads = min(HEADS_OF_PROGRAM, triton.next_power_of_2(num_heads))
-    _rotary_embedding_heads_kernel[(num_tokens, triton.cdiv(num_heads, heads))](
+    heads = min(HEADS_OF_PROGRAM, next_power_of_2(num_heads))
+    _rotary_embedding_heads_kernel[(num_tokens, cdiv(num_heads, heads))](
         x,
         out,
         cos_sin,
@@ -76,7 +77,7 @@ def _rotate_one(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
         cos_sin.stride(0),
         HEAD_DIM=head_dim,
         ROTARY_HALF=half,
-        HALF=triton.next_power_of_2(half),
+        HALF=next_power_of_2(half),
         REST=padded_rest(head_dim, half),
         HEADS=heads,
         num_warps=2,

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import next_power_of_2
 from quire_kernels.overlap import wait_for_inputs
 
 HEADS_OF_PROGRAM = 8
@@ -146,7 +147,7 @@ def _within(values, LIMIT: tl.constexpr):
 
 def padded_rest(head_dim: int, half: int) -> int:
     """A power of two that holds what is left of a head behind both halves; 0 where nothing is."""
-    return triton.next_power_of_2(head_dim - 2 * half) if head_dim > 2 * half else 0
+    return next_power_of_2(head_dim - 2 * half) if head_dim > 2 * half else 0
 
 
 def checked_rotary_half(x: Tensor, cos_sin: Tensor) -> int:

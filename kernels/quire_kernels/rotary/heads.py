@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv, next_power_of_2
 from quire_kernels.overlap import (
     finish_launching,
     launch_options,
@@ -185,13 +186,13 @@ def rotary_embedding_cache(
     q_out = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
     if num_tokens == 0 or num_heads + num_kv_heads == 0:
         return q_out
-    heads_of_row = triton.next_power_of_2(num_kv_heads or num_heads)
+    heads_of_row = next_power_of_2(num_kv_heads or num_heads)
     tokens, heads, tiles = 1, min(HEADS_OF_PROGRAM, heads_of_row), 1
     if num_tokens >= _MANY_TOKENS:
         tokens, heads, tiles = HEADS_OF_PROGRAM, 1, min(_TILES, heads_of_row)
-    q_programs, k_programs = (triton.cdiv(each, heads * tiles) for each in (num_heads, num_kv_heads))
+    q_programs, k_programs = (cdiv(each, heads * tiles) for each in (num_heads, num_kv_heads))
     overlap = overlaps_launches(q.device)
-    _rotary_embedding_cache_kernel[(triton.cdiv(num_tokens, tokens), q_programs + 2 * k_programs)](
+    _rotary_embedding_cache_kernel[(cdiv(num_tokens, tokens), q_programs + 2 * k_programs)](
         q,
         k,
         v,
@@ -218,9 +219,9 @@ def rotary_embedding_cache(
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         ROTARY_HALF=half,
-        HALF=triton.next_power_of_2(half),
+        HALF=next_power_of_2(half),
         REST=padded_rest(head_dim, half),
-        WIDTH=triton.next_power_of_2(head_dim),
+        WIDTH=next_power_of_2(head_dim),
         TOKENS=tokens,
         HEADS=heads,
         TILES=tiles,

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv
+
 _TILE = 4096  # tokens per program
 
 
@@ -37,7 +39,7 @@ def apply_token_bitmask(logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
     if rows.shape[0] == 0:
         return
     vocab_size = logits.shape[1]
-    _apply_token_bitmask_kernel[(rows.shape[0], triton.cdiv(vocab_size, _TILE))](
+    _apply_token_bitmask_kernel[(rows.shape[0], cdiv(vocab_size, _TILE))](
         logits,
         rows,
         bitmask,

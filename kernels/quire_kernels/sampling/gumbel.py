@@ -4,9 +4,9 @@ Two launches of fixed size, neither of which waits for the host or depends on a 
 """
 
 import torch
-import triton
 from torch import Tensor
 
+from quire_kernels.cut import cdiv, next_power_of_2
 from quire_kernels.overlap import launch_options, overlaps_launches
 from quire_kernels.sampling.masked_row import sample_rows_kernel
 from quire_kernels.sampling.params import Penalties, SamplingTensors
@@ -48,7 +48,7 @@ def sample_gumbel(
     tokens = torch.empty(num_rows, dtype=torch.int64, device=device)
     if num_rows == 0:
         return tokens
-    num_tiles = triton.cdiv(vocab_size, _TILE)
+    num_tiles = cdiv(vocab_size, _TILE)
     chunks = _TILE // _CHUNK
 
     def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -72,7 +72,7 @@ def sample_gumbel(
     overlap = overlaps_launches(device)
     flags = {"HAS_DRAWS": draws is not None, "PENALISED": penalties is not None, "OVERLAP": overlap}
     flags |= launch_options(overlap)
-    sample_tiles_kernel[(num_rows, triton.cdiv(num_tiles, _TILES))](
+    sample_tiles_kernel[(num_rows, cdiv(num_tiles, _TILES))](
         *columns,
         vocab_size,
         logits.stride(0),
@@ -94,16 +94,16 @@ def sample_gumbel(
         vocab_size,
         logits.stride(0),
         num_tiles,
-        TILES=triton.next_power_of_2(num_tiles),
+        TILES=next_power_of_2(num_tiles),
         CHUNKS=chunks,
-        SETS=min(_SETS, triton.next_power_of_2(num_tiles) * chunks),
+        SETS=min(_SETS, next_power_of_2(num_tiles) * chunks),
         CHUNK=_CHUNK,
         PARTS=_PARTS,
         GATHERED=_GATHERED,
         MAX_CHUNKS=_MAX_CHUNKS,
         MAX_CANDIDATES=_MAX_CANDIDATES,
         BITS=_SIGNIFICANT_BITS[logits.dtype],
-        SEARCH_TILE=min(_SEARCH_TILE, triton.next_power_of_2(vocab_size)) if vocab_size > 4 else 8,
+        SEARCH_TILE=min(_SEARCH_TILE, next_power_of_2(vocab_size)) if vocab_size > 4 else 8,
         num_warps=_ROW_WARPS,
         maxnreg=_ROW_REGISTERS,
         enable_fp_fusion=False,  # sums are rounded as the reference rounds them

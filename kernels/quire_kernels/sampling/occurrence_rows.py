@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv
+
 _TILE = 4096
 _TOKENS = 32  # drawn tokens counted at a time
 
@@ -66,6 +68,6 @@ def reset_rows(records: Tensor, token_ids: Tensor, addresses: Tensor, width: int
 
 def copy_rows(records: Tensor, addresses: Tensor, width: int) -> None:
     """Copy rows; a record of ``records [n, 3]`` int64 is: address of the source, of the target, slot of the target."""
-    _copy_rows_kernel[(records.shape[0], triton.cdiv(width, _TILE))](
+    _copy_rows_kernel[(records.shape[0], cdiv(width, _TILE))](
         records, addresses, width, TILE=_TILE, num_warps=4
     )

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels.cut import cdiv
 from quire_kernels.overlap import finish_launching, launch_options, overlaps_launches, wait_for_inputs
 from quire_kernels.slots.state import MAX_STOP_TOKENS, MaskedStops, SlotState, StepRows, StepTensors
 
@@ -160,7 +161,7 @@ def _advance_slots_kernel(
 def prepare_step(state: SlotState, rows: StepRows, block_size: int, out: StepTensors) -> None:
     """See `reference.prepare_step`."""
     num_tokens, num_rows = rows.token_ids.shape[0], rows.slots.shape[0]
-    _prepare_step_kernel[(num_rows + triton.cdiv(num_tokens, _TOKENS_PER_PROGRAM),)](
+    _prepare_step_kernel[(num_rows + cdiv(num_tokens, _TOKENS_PER_PROGRAM),)](
         rows.slots, rows.advances, rows.query_start_loc, rows.token_ids, rows.token_rows,
         state.last_token, state.num_computed, state.has_ended, state.block_tables,
         state.temperature, state.top_k, state.top_p, state.min_p, state.seed, state.sequence_index,
