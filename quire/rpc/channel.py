@@ -33,14 +33,19 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def open_channel(address: str, *, tls: ClientTls | None = None) -> grpc.aio.Channel:
+def open_channel(
+    address: str, *, tls: ClientTls | None = None, window_bytes: int | None = None
+) -> grpc.aio.Channel:
     """A channel to `address`: `host:port`, or `dns:///host:port` for every process behind a name.
 
     Behind a name, calls go round-robin over all addresses that it resolves to, and the name is resolved again
     whenever a connection is lost. Connecting is lazy: an absent peer shows at the first call as UNAVAILABLE. The
-    caller closes the channel. Raises `ConfigError` for anything that is no address.
+    caller closes the channel. `window_bytes` bounds what a peer may send ahead of a call's reader, a message that is
+    larger than that excepted; without it 64 KiB. Raises `ConfigError` for anything that is no address.
     """
     options = _options(_checked_target(address), tls)
+    if window_bytes is not None:
+        options.append(("grpc.http2.lookahead_bytes", window_bytes))
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
