@@ -5,24 +5,18 @@ import asyncio
 import contextlib
 import logging
 import signal
-import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import grpc
-
-from quire.cli.generate import stream_to_terminal
 from quire.config.api_key import load_api_keys
 from quire.config.flag import CommandParser
 from quire.launcher.option import add_stack_flags, parse_options, stack_tls
 from quire.launcher.stack import Stack
-from quire.rpc.channel import key_metadata, open_channel
-from quire.rpc.tls import ClientTls
-from quire.sampling_params import SamplingParams
 from quire.telemetry.logs import configure_logging
-from quire.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
-_READY_POLL_S = 0.05
-_SAMPLE_PROMPT = "ROMEO:\n"
+if TYPE_CHECKING:
+    from quire.rpc.tls import ClientTls
 
 
 def run(argv: Sequence[str]) -> int:
@@ -49,47 +43,17 @@ async def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _start_and_watch(stack: Stack, tls: ClientTls | None, api_key: str, *, show_sample: bool) -> None:
-    await stack.start()
+async def _start_and_watch(stack: Stack, tls: "ClientTls | None", api_key: str, *, show_sample: bool) -> None:
+    # What speaks to the processes is imported while they start: it takes 0.2 s, by which they would all start later.
+    _, announcement = await asyncio.gather(
+        stack.start(), asyncio.to_thread(import_module, "quire.cli.announcement")
+    )
     watching = asyncio.create_task(stack.supervise())
     try:
-        await _announce(stack, tls, api_key, show_sample=show_sample)
+        await announcement.announce(stack, tls, api_key, show_sample=show_sample)
         await watching
     finally:
         watching.cancel()
-
-
-async def _announce(stack: Stack, tls: ClientTls | None, api_key: str, *, show_sample: bool) -> None:
-    """Waits until a model can be generated with, prints the ready line and, if asked, a sample."""
-    async with open_channel(stack.address, tls=tls) as channel:
-        stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        while not (models := await _ready_models(stub, api_key)):
-            await asyncio.sleep(_READY_POLL_S)
-    print(
-        f"Quire is ready: {', '.join(models)} on grpc {stack.address} {'with TLS ' if tls else ''}"
-        + (f"and {stack.http_url} " if stack.http_url else "")
-        + f"(scheduler {stack.scheduler_address}, worker {stack.worker_address})",
-        flush=True,
-    )
-    if show_sample:
-        print(f"\nA sample, streamed through the three processes:\n\n{_SAMPLE_PROMPT}", end="", flush=True)
-        params = SamplingParams.from_proto(sampling_pb2.SamplingParams(max_tokens=120))
-        await stream_to_terminal(stack.address, _SAMPLE_PROMPT, params, api_key=api_key, tls=tls)
-        quire = sys.argv[0] if sys.argv[0].endswith("quire") else "quire"
-        command = f'{quire} generate "JULIET:" --address {stack.address}'
-        if tls is not None:
-            command += f" --ssl-ca-certs {tls.ca_certs} --ssl-server-name {tls.server_name}"
-        print(f"\nTry it from another terminal:  {command}", flush=True)
-        if stack.http_url:
-            print(f"or point any OpenAI client at  {stack.http_url}/v1", flush=True)
-
-
-async def _ready_models(stub: generation_pb2_grpc.GenerationServiceStub, api_key: str) -> list[str]:
-    try:
-        answer = await stub.ListModels(generation_pb2.ListModelsRequest(), metadata=key_metadata(api_key))
-    except grpc.aio.AioRpcError:
-        return []
-    return [model.id for model in answer.models if model.ready]
 
 
 def _parser() -> argparse.ArgumentParser:

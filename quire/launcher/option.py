@@ -6,14 +6,16 @@ Knows no process.
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quire.config import SchedulerConfig, TokenizerConfig, WorkerConfig
 from quire.config.flag import add_flags
 from quire.config.flag_group import group_of
 from quire.config.not_built import add_refused_flags, refuse
 from quire.errors import ConfigError
-from quire.rpc.tls import ClientTls, own_tls
+
+if TYPE_CHECKING:
+    from quire.rpc.tls import ClientTls
 
 WIRING = frozenset({"scheduler", "reuse_port", "data_port", "advertise_host", "group_name"})
 """Settings that the launcher makes, not its user."""
@@ -50,9 +52,13 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpa
     return options
 
 
-def stack_tls(options: Any) -> ClientTls | None:
+def stack_tls(options: Any) -> "ClientTls | None":
     """How the launcher itself speaks to the stack of `options`. Raises `ConfigError`."""
-    return own_tls(options.ssl_certfile, options.ssl_keyfile) if options.ssl_certfile else None
+    if not options.ssl_certfile:
+        return None
+    from quire.rpc.tls import own_tls  # brings gRPC, without which processes can be started
+
+    return own_tls(options.ssl_certfile, options.ssl_keyfile)
 
 
 def service_arguments(options: Any, config_type: type[Any]) -> list[str]:

@@ -81,6 +81,12 @@ def test_the_scheduler_and_tokenizer_processes_load_no_torch(
     assert [path for path in maps["quire_worker"] if "torch" in path]
 
 
+def test_processes_are_started_before_the_launcher_imports_what_speaks_to_them() -> None:
+    program = "import sys, quire.cli.serve; print('grpc' in sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert imported.stdout == "False\n"
+
+
 def test_a_killed_worker_is_replaced(served: tuple[subprocess.Popen[str], str]) -> None:
     def worker() -> psutil.Process | None:
         children = psutil.Process(served[0].pid).children()
