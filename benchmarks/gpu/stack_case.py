@@ -45,7 +45,11 @@ class StackCases:
         self._repeats = repeats
         self._runner = asyncio.Runner()
         start = time.perf_counter()
-        self._runner.run(stack.start())
+        try:
+            self._runner.run(stack.start())
+        except BaseException:
+            self.close()  # nobody else will: what has been started holds the GPU
+            raise
         print(f"the stack is up in {time.perf_counter() - start:.1f} s", flush=True)
 
     def close(self) -> None:

@@ -12,8 +12,8 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -116,27 +116,42 @@ def noted_launches() -> Generator[list[NotedKernel]]:
         JITFunction.run, knobs.runtime.jit_cache_hook = run, hook
 
 
+class Elsewhere(Protocol):
+    """Who compiles instead of this process's threads."""
+
+    def compile(self, kernel: NotedKernel) -> str | None:
+        """Brings its binary to the cache on disk, or says why not."""
+        ...
+
+    def close(self) -> None:
+        """Ends all that is under way; may be called again."""
+        ...
+
+
 @contextmanager
 def compiled_beside(
     kernels: Iterable[NotedKernel],
     num_threads: int,
     on_progress: Callable[[], None],
-    compile_elsewhere: Callable[[NotedKernel], str | None] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Generator[None]:
     """Compiles while the caller does something else; on leaving, all are compiled.
 
-    Threads do, because most of the work is done outside the interpreter; they are better off with `compile_elsewhere`, which
-    brings a binary that the cache on disk lacks there or says why not. `on_progress` is called by them. A kernel that fails is
-    left to its first launch, which will fail in its place.
+    Threads do, because most of the work is done outside the interpreter; they are better off with `elsewhere`, which they ask for
+    what the cache on disk lacks. `on_progress` is called by them. A kernel that fails is left to its first launch, which will
+    fail in its place. When the caller fails no other is begun, and `elsewhere` is closed.
     """
     reasons: set[str] = set()
+    given_up = Event()
 
     def is_at_hand(kernel: NotedKernel) -> bool:
-        if compile_elsewhere is None:
+        if elsewhere is None:
             return False
         if kernel.load():
             return True
-        reason = compile_elsewhere(kernel)
+        reason = elsewhere.compile(kernel)
+        if given_up.is_set():
+            return True  # nobody will launch it
         if reason is not None and reason not in reasons:
             reasons.add(reason)
             logger.warning(
@@ -158,5 +173,8 @@ def compiled_beside(
         try:
             yield
         except BaseException:
+            given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)  # a start that fails says so at once
+            if elsewhere is not None:
+                elsewhere.close()
             raise

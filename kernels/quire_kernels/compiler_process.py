@@ -46,6 +46,7 @@ def _import_all() -> None:
 
 
 def _answer(own: int, descriptors: list[int]) -> Never:
+    os.set_inheritable(own, False)  # an assembler that outlives this process must not keep who asked waiting
     for descriptor in descriptors:
         if descriptor != own:
             os.close(descriptor)

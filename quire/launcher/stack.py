@@ -7,6 +7,7 @@ import argparse
 import asyncio
 
 from quire.config import SchedulerConfig, TokenizerConfig, WorkerConfig
+from quire.errors import ConfigError
 from quire.launcher.child import Child
 from quire.launcher.option import service_arguments
 from quire.rpc.port import ReservedPort
@@ -36,6 +37,8 @@ class Stack:
         self.scheduler_address = f"{_SCHEDULER_HOST}:{scheduler_port}"
         port = self._reserve(options.host, options.grpc_port, "--grpc-port")
         http_port = self._reserve(options.host, options.port, "--port") if options.http else 0
+        if http_port == port:
+            raise ConfigError(f"--port {port}: --grpc-port is the same; each needs its own", field="port")
         scheduler = self._scheduler(scheduler_port)
         worker = self._worker()
         tokenizers = [
@@ -89,4 +92,6 @@ class Stack:
 
 
 def _client_host(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

@@ -1,6 +1,7 @@
 """Opening a channel to another process. Knows addresses and limits, no service."""
 
 import json
+from ipaddress import ip_address
 
 import grpc
 
@@ -49,6 +50,15 @@ def open_channel(
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
+
+
+def is_on_this_host(address: str) -> bool:
+    """Whether what listens at `address` can be nowhere else."""
+    host = address.removeprefix("dns:///").rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def open_blocking_channel(address: str, *, tls: ClientTls | None = None) -> grpc.Channel:

@@ -1,6 +1,7 @@
 """Who holds a TCP port of this machine. Knows sockets, no gRPC."""
 
 import socket
+from errno import EADDRINUSE
 
 from quire.errors import ConfigError
 
@@ -8,7 +9,7 @@ from quire.errors import ConfigError
 class ReservedPort:
     """A TCP port that is kept for the processes that are to listen on it, before they start and between them.
 
-    It is bound and nobody listens on it: connections are refused, and the kernel gives its number to nobody who asks for any.
+    It is bound and nobody listens on it: connections are refused, and Linux gives its number to nobody who asks for any.
     Whoever sets SO_REUSEADDR, as gRPC and our HTTP server do, may listen on it nevertheless.
     """
 
@@ -22,17 +23,24 @@ class ReservedPort:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             self._socket.close()
-            reason = describe_holder(port) if error.errno == 98 else (error.strerror or str(error)).lower()
             raise ConfigError(
-                f"{flag} {port}: cannot listen on {host}:{port}: {reason}", field=flag
+                f"{flag} {port}: cannot listen on {host}:{port}: {_reason_of(error, port)}", field=flag
             ) from error
         self.number: int = self._socket.getsockname()[1]
 
     def close(self) -> None:
         """Gives it up; who listens goes on."""
         self._socket.close()
+
+
+def _reason_of(error: OSError | OverflowError, port: int) -> str:
+    if isinstance(error, OverflowError):
+        return "a port is a number from 0 to 65535"
+    if error.errno == EADDRINUSE:
+        return describe_holder(port)
+    return (error.strerror or str(error)).lower()
 
 
 def describe_holder(port: int) -> str:

@@ -48,7 +48,7 @@ def _compiled_here(kernels: list[NotedKernel], compilers: CompilerPool) -> int:
             compiled.append(src.name)
 
     knobs.compilation.listener = note
-    with closing(compilers), compiled_beside(kernels, 2, lambda: None, compilers.compile):
+    with closing(compilers), compiled_beside(kernels, 2, lambda: None, compilers):
         pass
     knobs.compilation.listener = None
     return len(compiled)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from quire.rpc.channel import open_channel
+from quire.rpc.channel import is_on_this_host, open_channel
 from quire.rpc.server import bind, build_server
 from quire.v1 import generation_pb2, generation_pb2_grpc
 
@@ -30,6 +30,7 @@ class _Chatty(generation_pb2_grpc.GenerationServiceServicer):
 
 
 @pytest.mark.parametrize("num_chars", [500, 100_000])
+# Of the larger messages one exceeds the window; what is held is that they pass.
 async def test_a_server_runs_no_further_ahead_than_the_window(num_chars: int) -> None:
     servicer = _Chatty(num_chars)
     server = build_server()
@@ -48,6 +49,21 @@ async def test_a_server_runs_no_further_ahead_than_the_window(num_chars: int) ->
             num_read += 1
     await server.stop(None)
     assert num_read == 1000
+
+
+@pytest.mark.parametrize(
+    ("address", "is_here"),
+    [
+        ("127.0.0.1:1", True),
+        ("localhost:1", True),
+        ("[::1]:1", True),
+        ("10.0.0.1:1", False),
+        ("scheduler:1", False),
+        ("dns:///scheduler:1", False),
+    ],
+)
+def test_what_is_on_this_host_is_known_by_its_address(address: str, is_here: bool) -> None:
+    assert is_on_this_host(address) is is_here
 
 
 async def _until_still(servicer: _Chatty) -> None:

@@ -163,6 +163,16 @@ def test_a_busy_port_names_the_port_and_its_holder() -> None:
     assert f"process {os.getpid()}" in refused.stderr
 
 
+def test_one_port_for_both_protocols_is_refused() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [*QUIRE, "serve", "--grpc-port", port, "--port", port]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert f"--port {port}: --grpc-port is the same" in refused.stderr
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -38,6 +38,12 @@ def test_a_port_that_somebody_listens_on_is_refused_even_if_shared() -> None:
             ReservedPort(HOST, number, "--port")
 
 
+@pytest.mark.parametrize("number", [-1, 65536])
+def test_a_number_that_is_no_port_is_refused(number: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--port {number}: .* from 0 to 65535"):
+        ReservedPort(HOST, number, "--port")
+
+
 async def _serve(number: int, *, reuse_port: bool, num_servers: int = 1) -> None:
     servers = [build_server(reuse_port=reuse_port) for _ in range(num_servers)]
     for server in servers:

@@ -1,6 +1,7 @@
 """The context that is made beside the imports: over a driver that only notes what it is asked."""
 
 import ctypes
+import os
 import threading
 from typing import Any
 
@@ -47,8 +48,10 @@ def test_a_machine_without_a_driver_is_left_alone(monkeypatch: pytest.MonkeyPatc
 
 def _begin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it has ended; a failure of the thread would be a warning, and so a failure of the test."""
-    monkeypatch.setenv("CUDA_MODULE_LOADING", "LAZY")
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "")  # to be put back
+    monkeypatch.delenv("CUDA_MODULE_LOADING")
     cuda_context.begin_context()
+    assert os.environ["CUDA_MODULE_LOADING"] == "LAZY"
     for thread in threading.enumerate():
         if thread.name == "cuda-context":
             thread.join()

@@ -22,6 +22,9 @@ _MAX_PROCESSES = 12
 _MIN_CORES = 4
 """Fewer are taken by what starts at the same time."""
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where a container says how many microseconds of all cores it has in how many: "max", or two numbers."""
+
 _ANSWER_S = 90
 """Longer than a process gives itself for a kernel, with what it imports before the first."""
 
@@ -83,7 +86,7 @@ class CompilerPool:
         return json.loads(answer)["error"]
 
     def close(self) -> None:
-        """Ends them. One that is at a kernel ends after it."""
+        """Ends them, one that is at a kernel after it; may be called again."""
         for end in self._sockets:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)  # frees a thread that waits for it
@@ -97,7 +100,7 @@ class CompilerPool:
 
 def compiler_pool(device: str) -> CompilerPool | None:
     """As many as this machine has cores for; none where no GPU or no Triton can be seen, or where the worker is to use none."""
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = _num_cores()
     has_gpu = Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
     if device == "cpu" or not has_gpu or num_cores < _MIN_CORES or find_spec("triton") is None:
         return None
@@ -105,6 +108,16 @@ def compiler_pool(device: str) -> CompilerPool | None:
         return CompilerPool(min(_MAX_PROCESSES, num_cores))
     except OSError:
         return None  # threads will do
+
+
+def _num_cores() -> int:
+    """As many as this process may use, and as its container's share of time comes to."""
+    num_cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return num_cores
+    return num_cores if quota == "max" else max(1, min(num_cores, int(quota) // int(period)))
 
 
 def _line_from(connection: socket.socket) -> bytes:

@@ -78,8 +78,7 @@ def _compiled(
     num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     if compilers is not None:
         num_threads = compilers.num_processes  # so many wait for one each
-    elsewhere = compilers.compile if compilers is not None else None
-    with compiled_beside(kernels, num_threads, progress.note_done, elsewhere):
+    with compiled_beside(kernels, num_threads, progress.note_done, compilers):
         yield
 
 
