@@ -15,6 +15,7 @@ from quire import garbage
 from quire.config import SchedulerConfig
 from quire.config.flag import parse
 from quire.errors import ConfigError
+from quire.rpc.ending import end_tasks
 from quire.rpc.server import HealthReporter, add_health_and_reflection, bind, build_server
 from quire.telemetry.logs import configure_logging
 from quire.telemetry.tracing import configure_tracing
@@ -75,9 +76,7 @@ async def serve(config: SchedulerConfig) -> None:
     await _until_stopped(stop, tasks)
     await service.drain(config.drain_timeout_ms / 1000)
     await server.stop(grace=1.0)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await end_tasks(tasks)
     data_plane.close()
     tracing.shutdown()
 

@@ -18,6 +18,7 @@ from quire.config import TokenizerConfig
 from quire.config.api_key import load_api_keys
 from quire.config.flag import parse
 from quire.errors import ConfigError
+from quire.rpc.ending import end_tasks
 from quire.rpc.server import HealthReporter, add_health_and_reflection, bind, build_server
 from quire.rpc.tls import server_credentials
 from quire.telemetry.logs import configure_logging
@@ -96,9 +97,7 @@ async def serve(config: TokenizerConfig) -> None:
         task.result()
     await _drain(engine, config.drain_timeout_ms / 1000)
     await asyncio.gather(server.stop(grace=1.0), *([http.stop()] if http is not None else []))
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await end_tasks(tasks)
     executor.shutdown(cancel_futures=True)
     tracing.shutdown()
 

@@ -11,6 +11,7 @@ from typing import cast
 
 from quire import garbage
 from quire.config import WorkerConfig
+from quire.rpc.ending import end_tasks
 from quire.rpc.server import add_health_and_reflection, bind, build_server
 from quire.telemetry.tracing import configure_tracing
 from quire.v1 import worker_pb2, worker_pb2_grpc
@@ -67,9 +68,7 @@ async def serve(config: WorkerConfig, loaded: LoadedModel) -> None:
     sys.stdout.write(f"READY {json.dumps(facts)}\n")
     sys.stdout.flush()
     done, pending = await asyncio.wait(duties, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
+    await end_tasks(pending)
     await server.stop(grace=1.0)
     loop.stop()
     tracing.shutdown()
