@@ -32,10 +32,8 @@ def drawn(
 def weights(dtype: torch.dtype, device: str = "cuda") -> dict[str, Any]:
     return {
         "o": drawn(HIDDEN, Q_SIZE, scale=0.02, dtype=dtype, device=device),
-        "post_norm": 1 + drawn(HIDDEN, scale=0.1, dtype=dtype, device=device),
         "gate_up": drawn(2 * INNER, HIDDEN, scale=0.02, dtype=dtype, device=device),
         "down": drawn(HIDDEN, INNER, scale=0.02, dtype=dtype, device=device),
-        "input_norm": 1 + drawn(HIDDEN, scale=0.1, dtype=dtype, device=device),
         "qkv": drawn(OUT, HIDDEN, scale=0.02, dtype=dtype, device=device),
     }
 
@@ -52,13 +50,13 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-def layer_on_cpu(num_rows: int = 4) -> dict[str, Any]:
+def layer_on_cpu(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
     """A layer and its inputs."""
     rows = {
-        name: drawn(num_rows, size, device="cpu")
+        name: drawn(num_rows, size, dtype=dtype, device="cpu")
         for name, size in (("attended", Q_SIZE), ("residual", HIDDEN))
     }
-    return {**rows, **weights(torch.bfloat16, "cpu"), "qkv_bias": None}
+    return {**rows, **weights(dtype, "cpu"), "qkv_bias": None}
 
 
 def taken(operands: dict[str, Any]) -> Tensor:
@@ -100,7 +98,6 @@ def test_a_sum_and_the_gate_of_its_norm_equal_the_reference(
     layer = weights(dtype, device)
     residual, attended = (drawn(num_rows, size, dtype=dtype, device=device) for size in (HIDDEN, Q_SIZE))
     options: dict[str, Any] = {
-        "norm_weight": layer["post_norm"],
         "eps": EPS,
         "next_weight": layer["gate_up"],
         "next_bias": None,
@@ -112,6 +109,17 @@ def test_a_sum_and_the_gate_of_its_norm_equal_the_reference(
     gated = add_norm_project_(residual, attended, layer["o"], None, **options)
     assert error(residual, expected[0]) < 6e-3
     assert error(gated, expected[1]) < 6e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [16, 80])
+def test_products_that_float16_holds_once_they_are_normed_are_normed_first(num_rows: int) -> None:
+    layer, attended = weights(torch.float16), drawn(num_rows, Q_SIZE, dtype=torch.float16)
+    residual = 6e4 * drawn(num_rows, HIDDEN, dtype=torch.float16).sign()
+    options: dict[str, Any] = {"eps": EPS, "next_weight": layer["qkv"], "next_bias": None}
+    added, expected = reference.add_norm_project(residual, attended, layer["o"], None, **options)
+    assert (added.float() @ layer["qkv"].float().T).abs().max() > torch.finfo(torch.float16).max
+    assert error(add_norm_project_(residual, attended, layer["o"], None, **options), expected) < 6e-3
 
 
 @pytest.mark.gpu
@@ -179,18 +187,16 @@ class NotedProducts:
     def __init__(self) -> None:
         self.calls: list[set[str]] = []
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Any:
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
         self.calls.append(
             {name for name, value in options.items() if value is not None and value is not False}
         )
-        if options.get("norm_weight") is not None:
-            added, scaled, squares = reference.linear_add_scaled(
-                options["out"], x, weight, bias, norm_weight=options["norm_weight"], num_tiles=16
-            )
+        if options.get("leave_squares"):
+            added, squares = reference.linear_add_squares(options["out"], x, weight, bias, num_tiles=16)
             options["out"].copy_(added)
-            return scaled, squares
+            return squares
         if options.get("squares") is not None:
-            product = reference.scaled_gated_linear if options.get("gated") else reference.scaled_linear
+            product = reference.normed_gated_linear if options.get("gated") else reference.normed_linear
             return product(x, options["squares"], weight, bias, eps=options["eps"])
         if options.get("add"):
             return options["out"].copy_(reference.linear_add(options["out"], x, weight, bias))
@@ -210,13 +216,16 @@ def made_by(
     return taken(operands)
 
 
-def test_norms_between_products_of_ours_are_no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    operands, ours = layer_on_cpu(80), NotedProducts()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_between_products_of_ours_are_no_launches(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operands, ours = layer_on_cpu(80, dtype), NotedProducts()
     expected = reference.between_attentions(**operands, eps=EPS)
     monkeypatch.setattr(projection, "rms_norm", None)
     assert error(made_by(monkeypatch, ours, operands), expected[1]) < 1e-2
     assert error(operands["residual"], expected[0]) < 1e-2
-    first, second = {"out", "add", "norm_weight"}, {"squares", "eps"}
+    first, second = {"out", "add", "leave_squares"}, {"squares", "eps"}
     assert ours.calls == [first, {*second, "gated"}, first, second]
 
 
@@ -228,21 +237,12 @@ def test_a_norm_beside_a_product_of_the_library_is_a_launch(
     expected = reference.between_attentions(**operands, eps=EPS)
     assert error(made_by(monkeypatch, ours, operands, library), expected[1]) < 1e-2
     assert error(operands["residual"], expected[0]) < 1e-2
-    assert sum("norm_weight" in call for call in ours.calls) == 1
+    assert sum("leave_squares" in call for call in ours.calls) == 1
     assert sum("squares" in call for call in ours.calls) == 1
 
 
-@pytest.mark.parametrize(
-    ("dtype", "num_rows"), [(torch.float16, 80), (torch.float32, 80), (torch.bfloat16, 1)]
-)
-def test_norms_of_other_types_and_of_one_row_are_launches(
-    dtype: torch.dtype, num_rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    operands = {
-        name: tensor if tensor is None else tensor.to(dtype)
-        for name, tensor in layer_on_cpu(num_rows).items()
-    }
-    ours = NotedProducts()
+def test_norms_of_one_row_are_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    operands, ours = layer_on_cpu(1), NotedProducts()
     made_by(monkeypatch, ours, operands)
     assert len(ours.calls) == 4
-    assert not any("norm_weight" in call or "squares" in call for call in ours.calls)
+    assert not any("leave_squares" in call or "squares" in call for call in ours.calls)

@@ -14,14 +14,14 @@ from quire_kernels.linear.rows import linear_rows
 from quire_kernels.linear.tuning import HeldConfig, RowsConfig, suits_folded_norm
 from quire_kernels.norm.reference import rms_norm
 
-from tests.kernels.case import ON_GPU, WIDE_DTYPES, assert_product_close, random
+from tests.kernels.case import DTYPES, ON_GPU, assert_product_close, random
 from tests.kernels.test_held_rows import HELD_CONFIGS
 from tests.kernels.test_linear_rows import ROWS_CONFIGS
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
 
-@pytest.mark.parametrize("dtype", WIDE_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [2, 16, 33, 64] if ON_GPU else [3])
 @pytest.mark.parametrize(
     ("num_inputs", "hidden_size", "num_outputs"),
@@ -39,8 +39,7 @@ def test_a_norm_between_products_is_folded_into_them(
     x = random(num_rows, num_inputs, dtype=dtype)
     weight = random(hidden_size, num_inputs, dtype=dtype) / num_inputs**0.5
     following = random(num_outputs, hidden_size, dtype=dtype) / hidden_size**0.5
-    norm_weight, residual = random(hidden_size, dtype=dtype), random(num_rows, hidden_size, dtype=dtype)
-    bias = random(num_outputs, dtype=dtype)
+    residual, bias = random(num_rows, hidden_size, dtype=dtype), random(num_outputs, dtype=dtype)
     configs = ROWS_CONFIGS if multiply is linear_rows else [*HELD_CONFIGS[:2], None]
     for config in configs:
         if config is None and (
@@ -50,16 +49,15 @@ def test_a_norm_between_products_is_folded_into_them(
         if isinstance(config, HeldConfig) and num_inputs > 128:
             continue
         out = residual.clone()
-        scaled, squares = multiply(x, weight, out=out, add=True, norm_weight=norm_weight, config=config)
+        squares = multiply(x, weight, out=out, add=True, leave_squares=True, config=config)
         assert torch.equal(out, multiply(x, weight, out=residual.clone(), add=True, config=config))
-        assert torch.equal(scaled, (out.float() * norm_weight.float()).to(dtype))
         expected = out.double().square().sum(1)
         assert (squares.double().sum(1) - expected).abs().max() <= 1e-5 * expected.max()
-        normed = rms_norm(out.double(), norm_weight.double(), 1e-6)
-        product = multiply(scaled, following, bias, squares=squares, eps=1e-6, config=config)
+        normed = rms_norm(out.double(), None, 1e-6)
+        product = multiply(out, following, bias, squares=squares, eps=1e-6, config=config)
         assert_product_close(product, reference.linear(normed, following.double(), bias.double()).to(dtype))
         if multiply is linear_rows:
-            gated = multiply(scaled, following, bias, gated=True, squares=squares, eps=1e-6, config=config)
+            gated = multiply(out, following, bias, gated=True, squares=squares, eps=1e-6, config=config)
             assert_product_close(
                 gated, reference.gated_linear(normed, following.double(), bias.double()).to(dtype)
             )
@@ -83,15 +81,11 @@ def test_squares_of_any_number_of_tiles_are_taken(
 @pytest.mark.parametrize("multiply", [linear_rows, linear_held_rows])
 def test_norms_that_cannot_be_folded_are_refused(multiply: Callable[..., Any]) -> None:
     x, weight = random(2, 32, dtype=torch.float32), random(32, 32, dtype=torch.float32)
-    squares, out, norm_weight = torch.ones(2, 4), x.clone(), torch.ones(32)
+    squares, out = torch.ones(2, 4), x.clone()
     with pytest.raises(ValueError, match="only a sum"):
-        multiply(x, weight, out=out, add=False, norm_weight=norm_weight)
+        multiply(x, weight, out=out, add=False, leave_squares=True)
     with pytest.raises(ValueError, match="only a sum"):
-        multiply(x, weight, out=out, add=True, norm_weight=norm_weight, squares=squares)
-    with pytest.raises(ValueError, match=r"must be \(32,\)"):
-        multiply(x, weight, out=out, add=True, norm_weight=norm_weight[:31])
-    with pytest.raises(ValueError, match="too large"):
-        multiply(x.half(), weight.half(), out=out.half(), add=True, norm_weight=norm_weight.half())
+        multiply(x, weight, out=out, add=True, leave_squares=True, squares=squares)
     with pytest.raises(ValueError, match=r"must be \(2, tiles\)"):
         multiply(x, weight, squares=squares[:1])
     with pytest.raises(ValueError, match="cannot be added"):

@@ -271,7 +271,7 @@ def test_a_projection_behind_a_norm_is_told_where_heads_go(monkeypatch: pytest.M
     monkeypatch.setattr(projection, "_our_product", lambda *_, **__: None)
     for name in ("linear_add_", "gated_linear", "rms_norm"):
         monkeypatch.setattr(projection, name, lambda *_: x)
-    layer = dict.fromkeys(("o", "post_norm", "gate_up", "down", "input_norm", "qkv"), x)
+    layer = dict.fromkeys(("o", "gate_up", "down", "qkv"), x)
     no_bias = dict.fromkeys(("o_bias", "gate_up_bias", "down_bias", "qkv_bias"))
     places = head_places(MANY_ROWS, 1, device="cpu")
     made = dispatch.between_attentions(x, x, **layer, **no_bias, eps=1e-5, places=places)

@@ -82,7 +82,7 @@ def test_a_bias_is_added_to_products_of_some_hundred_rows(num_rows: int) -> None
         gated = linear_tiles_hopper(x, weight, bias, gated=True, config=config)
         assert_product_close(gated, reference.gated_linear(x, weight, bias))
         normed = linear_tiles_hopper(x, weight, bias, squares=squares, eps=EPS, config=config)
-        assert_product_close(normed, reference.scaled_linear(x, squares, weight, bias, eps=EPS))
+        assert_product_close(normed, reference.normed_linear(x, squares, weight, bias, eps=EPS))
 
 
 @pytest.mark.gpu
@@ -136,31 +136,24 @@ def test_sum_of_some_hundred_rows_leaves_what_its_norm_is_made_of(
 
     bf16 = torch.bfloat16
     x, weight = random(num_rows, num_inputs, dtype=bf16), random(num_outputs, num_inputs, dtype=bf16) / 16
-    norm_weight, wide = random(num_outputs, dtype=bf16), random(num_rows + 8, num_outputs, dtype=bf16)
+    wide = random(num_rows + 8, num_outputs, dtype=bf16)
     for config in NORM_CONFIGS:
         plain = linear_tiles_hopper(x, weight, out=wide[:num_rows].clone(), add=True, config=config)
-        poison = [torch.full_like(wide, float("nan")), torch.full((256, 16), float("nan"), device=DEVICE)]
+        poison = torch.full((256, 16), float("nan"), device=DEVICE)
         del poison
         held = wide.clone()
         residual = held[:num_rows]
-        scaled, squares = linear_tiles_hopper(
-            x, weight, out=residual, add=True, norm_weight=norm_weight, config=config
-        )
+        squares = linear_tiles_hopper(x, weight, out=residual, add=True, leave_squares=True, config=config)
         num_tiles = squares.shape[1]
         assert num_tiles == num_outputs // (config.outs if config else 64)
-        expected = reference.linear_add_scaled(
-            wide[:num_rows], x, weight, norm_weight=norm_weight, num_tiles=num_tiles
-        )
-        assert_product_close(residual, expected[0])
+        assert_product_close(residual, reference.linear_add(wide[:num_rows], x, weight))
         assert torch.equal(residual, plain)
         assert torch.equal(held[num_rows:], wide[num_rows:])
-        assert torch.equal(scaled, (residual.float() * norm_weight.float()).to(bf16))
         assert_product_close(squares, residual.float().square().unflatten(1, (num_tiles, -1)).sum(dim=2))
         again = linear_tiles_hopper(
-            x, weight, out=wide[:num_rows].clone(), add=True, norm_weight=norm_weight, config=config
+            x, weight, out=wide[:num_rows].clone(), add=True, leave_squares=True, config=config
         )
-        assert torch.equal(scaled, again[0])
-        assert torch.equal(squares, again[1])
+        assert torch.equal(squares, again)
 
 
 @pytest.mark.gpu
@@ -176,22 +169,22 @@ def test_product_of_some_hundred_rows_makes_the_norm_of_its_rows(
     from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
 
     bf16 = torch.bfloat16
-    scaled = random(num_rows, num_inputs, dtype=bf16)
+    x = random(num_rows, num_inputs, dtype=bf16)
     weight = random(num_outputs, num_inputs, dtype=bf16) / num_inputs**0.5
     # Of any size from one row to the next, so that a factor of another row is seen.
     squares = num_inputs / num_tiles * torch.exp(4 * torch.randn(num_rows, 1, device=DEVICE))
     squares = squares * torch.rand(num_rows, num_tiles, device=DEVICE)
-    expected = reference.scaled_linear(scaled, squares, weight, eps=EPS)
-    expected_gated = reference.scaled_gated_linear(scaled, squares, weight, eps=EPS)
+    expected = reference.normed_linear(x, squares, weight, eps=EPS)
+    expected_gated = reference.normed_gated_linear(x, squares, weight, eps=EPS)
     for config in NORM_CONFIGS:
-        product = linear_tiles_hopper(scaled, weight, squares=squares, eps=EPS, config=config)
-        gated = linear_tiles_hopper(scaled, weight, gated=True, squares=squares, eps=EPS, config=config)
+        product = linear_tiles_hopper(x, weight, squares=squares, eps=EPS, config=config)
+        gated = linear_tiles_hopper(x, weight, gated=True, squares=squares, eps=EPS, config=config)
         for actual, wanted in ((product, expected), (gated, expected_gated)):
             assert_product_close(actual, wanted)
             each = (actual.double() - wanted.double()).norm(dim=1) / wanted.double().norm(dim=1)
             assert each.max() < 2e-2
         assert torch.equal(
-            gated, linear_tiles_hopper(scaled, weight, gated=True, squares=squares, eps=EPS, config=config)
+            gated, linear_tiles_hopper(x, weight, gated=True, squares=squares, eps=EPS, config=config)
         )
 
 
@@ -201,12 +194,11 @@ def test_what_is_not_a_number_stays_in_its_row_through_a_norm() -> None:
     from quire_kernels.linear.tiles_hopper import linear_tiles_hopper
 
     bf16 = torch.bfloat16
-    x, weight, norm_weight = (random(*shape, dtype=bf16) for shape in ((144, 256), (256, 256), (256,)))
-    residual = random(144, 256, dtype=bf16)
+    x, weight, residual = (random(size, 256, dtype=bf16) for size in (144, 256, 144))
     x[3, 7], residual[141, 255] = float("nan"), float("inf")
-    scaled, squares = linear_tiles_hopper(x, weight, out=residual, add=True, norm_weight=norm_weight)
+    squares = linear_tiles_hopper(x, weight, out=residual, add=True, leave_squares=True)
     for gated in (False, True):
-        product = linear_tiles_hopper(scaled, weight, gated=gated, squares=squares, eps=EPS)
+        product = linear_tiles_hopper(residual, weight, gated=gated, squares=squares, eps=EPS)
         bad = product.isnan().any(dim=1).nonzero().flatten()
         assert bad.tolist() == [3, 141]
 
@@ -219,9 +211,7 @@ def test_layers_whose_norms_are_factors_are_repeated_bit_for_bit(num_rows: int) 
     bf16 = torch.bfloat16
     sizes = {"o": (1024, 2048), "gate_up": (6144, 1024), "down": (1024, 3072), "qkv": (4096, 1024)}
     layers: list[dict[str, Any]] = [
-        {name: random(*size, dtype=bf16) / 40 for name, size in sizes.items()}
-        | {name: 1 + random(1024, dtype=bf16) / 4 for name in ("post_norm", "input_norm")}
-        for _ in range(4)
+        {name: random(*size, dtype=bf16) / 40 for name, size in sizes.items()} for _ in range(4)
     ]
     biases: dict[str, Any] = dict.fromkeys(("o_bias", "gate_up_bias", "down_bias", "qkv_bias"))
     begin, attended = random(num_rows, 1024, dtype=bf16), random(num_rows, 2048, dtype=bf16)
@@ -371,18 +361,15 @@ def test_unfit_shapes_of_some_hundred_rows_are_refused() -> None:
         ({"gated": True, "add": True}, "gated product cannot be added"),
         ({"add": False}, "only a sum"),
         ({"squares": torch.zeros(80, 2)}, "only a sum"),
-        ({"norm_weight": None, "squares": torch.zeros(80, 2)}, "cannot be added"),
-        ({"norm_weight": torch.zeros(64)}, r"has shape \(64,\); it must be \(128,\)"),
-        ({"add": False, "norm_weight": None, "squares": torch.zeros(79, 2)}, r"must be \(80, tiles\)"),
-        ({"add": False, "norm_weight": None, "squares": torch.zeros(80, 4)[:, :2]}, "contiguous"),
-        ({"add": False, "norm_weight": None, "squares": torch.zeros(80, 2).bfloat16()}, "float32"),
+        ({"leave_squares": False, "squares": torch.zeros(80, 2)}, "cannot be added"),
+        ({"add": False, "leave_squares": False, "squares": torch.zeros(79, 2)}, r"must be \(80, tiles\)"),
+        ({"add": False, "leave_squares": False, "squares": torch.zeros(80, 4)[:, :2]}, "contiguous"),
+        ({"add": False, "leave_squares": False, "squares": torch.zeros(80, 2).bfloat16()}, "float32"),
     ],
 )
 def test_norms_that_cannot_be_made_are_refused(changes: dict[str, Any], message: str) -> None:
     tiles_hopper = pytest.importorskip("quire_kernels.linear.tiles_hopper", exc_type=ImportError)
     x, weight, out = (torch.zeros(rows, 128, dtype=torch.bfloat16) for rows in (80, 128, 80))
-    options = {"out": out, "add": True, "norm_weight": torch.zeros(128)}
+    options = {"out": out, "add": True, "leave_squares": True}
     with pytest.raises(ValueError, match=message):
         tiles_hopper.linear_tiles_hopper(x, weight, **{**options, **changes})
-    with pytest.raises(ValueError, match="float16"):
-        tiles_hopper.linear_tiles_hopper(x.half(), weight.half(), **{**options, "out": out.half()})

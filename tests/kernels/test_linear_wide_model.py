@@ -239,9 +239,7 @@ def layers_of(model: str, num_rows: int) -> tuple[Callable[[], list[Tensor]], Te
     """Three layers one after another, and what the first is to make."""
     sizes, hidden = MODELS[model], MODELS[model]["o"][0]
     layers: list[dict[str, Any]] = [
-        {name: drawn_weight(*size) for name, size in sizes.items()}
-        | {name: 1 + random(hidden, dtype=torch.bfloat16) / 4 for name in ("post_norm", "input_norm")}
-        for _ in range(3)
+        {name: drawn_weight(*size) for name, size in sizes.items()} for _ in range(3)
     ]
     biases: dict[str, Any] = dict.fromkeys(("o_bias", "gate_up_bias", "down_bias", "qkv_bias"))
     if (model, "qkv") in HAS_BIAS:

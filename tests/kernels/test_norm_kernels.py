@@ -19,7 +19,8 @@ def test_rms_norm_equals_reference(rows: int, columns: int, dtype: torch.dtype) 
     x, residual, weight = (
         random(*shape, dtype=dtype) for shape in ((rows, columns), (rows, columns), (columns,))
     )
-    assert_close(rms_norm_rows(x, weight, 1e-5), rms_norm(x, weight, 1e-5))
+    for given in (weight, None):
+        assert_close(rms_norm_rows(x, given, 1e-5), rms_norm(x, given, 1e-5))
     for actual, expected in zip(
         fused_add_rms_norm_rows(x, residual, weight, 1e-5),
         fused_add_rms_norm(x, residual, weight, 1e-5),

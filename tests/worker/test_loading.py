@@ -8,9 +8,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from quire_kernels import linear
 from quire_scheduler.core import Sampling
 from quire_worker.kv_cache import CacheShape, num_cache_blocks
 from quire_worker.model.config import parse_model_config
+from quire_worker.model.weights import load_weights
 from safetensors.torch import load_file, save_file
 
 from quire.config import WorkerConfig
@@ -56,6 +58,25 @@ def test_a_shallow_model_has_a_layer_of_every_window_and_one_that_is_followed(di
     ):
         shallow = replace(config, num_hidden_layers=4, sliding_windows=windows).shallow()
         assert (shallow.num_hidden_layers, shallow.sliding_windows) == (len(wanted), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_are_in_the_weights_behind_them_and_rounded_once(directory: Path, dtype: torch.dtype) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(directory / "model.safetensors").items()}
+    config = parse_model_config(read_json(directory / "config.json"))
+    weights = load_weights(config, directory, dtype, _CPU)
+    x = torch.eye(config.hidden_size, dtype=dtype)
+    for index, layer in enumerate(weights.layers):
+        of_layer = f"model.layers.{index}."
+        for actual, norm, names in (
+            (layer.qkv, "input_layernorm", [f"self_attn.{name}_proj" for name in "qkv"]),
+            (layer.gate_up, "post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"]),
+        ):
+            weight = torch.cat([tensors[f"{of_layer}{name}.weight"] for name in names]).double()
+            wanted = (weight * tensors[f"{of_layer}{norm}.weight"].double()).to(dtype)
+            assert torch.equal(linear(x, actual).T, wanted)  # packed or not
+            assert not torch.equal(wanted, weight.to(dtype))
+    assert torch.equal(weights.norm, tensors["model.norm.weight"])
 
 
 def test_missing_tensor_is_named(directory: Path) -> None:

@@ -12,19 +12,17 @@ def between_attentions(
     *,
     o: Tensor,
     o_bias: Tensor | None,
-    post_norm: Tensor,
     gate_up: Tensor,
     gate_up_bias: Tensor | None,
     down: Tensor,
     down_bias: Tensor | None,
-    input_norm: Tensor,
     qkv: Tensor,
     qkv_bias: Tensor | None,
     eps: float,
     places: HeadPlaces | None = None,
 ) -> Tensor:
-    """From what a layer attended to, to the next layer's queries, keys and values; ``residual`` goes on in place. What
-    ``places``, those of the next layer, do is said of `project_heads`.
+    """From what a layer attended to, to the next layer's queries, keys and values; ``residual`` goes on in place. Weights of the
+    norms must be in ``gate_up`` and ``qkv``. What ``places``, those of the next layer, do is said of `project_heads`.
 
     Calls on one device must not run at the same time: launches share counters.
     """
@@ -33,7 +31,6 @@ def between_attentions(
         attended,
         o,
         o_bias,
-        norm_weight=post_norm,
         eps=eps,
         next_weight=gate_up,
         next_bias=gate_up_bias,
@@ -44,7 +41,6 @@ def between_attentions(
         gated,
         down,
         down_bias,
-        norm_weight=input_norm,
         eps=eps,
         next_weight=qkv,
         next_bias=qkv_bias,

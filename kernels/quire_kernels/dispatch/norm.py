@@ -7,7 +7,7 @@ from quire_kernels.norm import cpu as norm_cpu
 from quire_kernels.norm import reference as norm_reference
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     if device.runs_triton(x):
         from quire_kernels.norm.rows import rms_norm_rows
 

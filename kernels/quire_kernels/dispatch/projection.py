@@ -66,7 +66,6 @@ def add_norm_project_(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    norm_weight: Tensor,
     eps: float,
     next_weight: Tensor,
     next_bias: Tensor | None,
@@ -74,18 +73,18 @@ def add_norm_project_(
     places: HeadPlaces | None = None,
 ) -> Tensor:
     """Add the projection of ``x`` to ``residual`` in place, and project the norm of the sum, to gate and up if ``gated``, else
-    as `project_heads` does.
+    as `project_heads` does. A weight that the norm has must be in ``next_weight``.
 
-    Where both products are of ours and of bfloat16, the norm is no launch of its own: the first leaves the rows scaled by
-    its weight, and the second multiplies what it makes of them by a factor for each row.
+    Where both products are of ours, the norm is no launch of its own: the first leaves the squares of the rows that it adds to,
+    and the second multiplies what it makes of these rows by a factor for each.
     """
     if ours := _products_around_norm(residual, x, weight, bias, next_weight, next_bias, gated=gated):
         first, second = ours
-        scaled, squares = first(x, weight, bias, out=residual, add=True, norm_weight=norm_weight)
+        squares = first(x, weight, bias, out=residual, add=True, leave_squares=True)
         gates = {"gated": True} if gated else {}  # not every kernel can make them
-        return second(scaled, next_weight, next_bias, squares=squares, eps=eps, **gates)
+        return second(residual, next_weight, next_bias, squares=squares, eps=eps, **gates)
     linear_add_(residual, x, weight, bias)
-    normed = rms_norm(residual, norm_weight, eps)
+    normed = rms_norm(residual, None, eps)
     if gated:
         return gated_linear(normed, next_weight, next_bias)
     return project_heads(normed, next_weight, next_bias, places)
@@ -114,13 +113,11 @@ def _products_around_norm(
     next_bias: Tensor | None,
     *,
     gated: bool,
-) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-    """The kernels of two products with a norm between them, or None where it is a launch of its own: rows of float16, which
-    the norm's weight could make too large, one row, large weights, and products that the library makes.
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]] | None:
+    """The kernels of two products with a norm between them, or None where it is a launch of its own: one row, large weights,
+    and products that the library makes.
     """
-    if residual.dtype is not torch.bfloat16 or residual.shape[0] == 1:
-        return None
-    if not suits_folded_norm(max(weight.numel(), next_weight.numel())):
+    if residual.shape[0] == 1 or not suits_folded_norm(max(weight.numel(), next_weight.numel())):
         return None
     first = _our_product(x, weight, bias)
     second = _our_product(residual, next_weight, next_bias, gated=gated)
@@ -129,7 +126,7 @@ def _products_around_norm(
 
 def _our_product(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool = False
-) -> Callable[..., Any] | None:
+) -> Callable[..., Tensor] | None:
     """The kernel for one row, for few or for some hundred of 16-bit data; None where the library is as fast, and where the
     GPU is too old for the kernel.
     """

@@ -1,8 +1,8 @@
 """What the Triton products of few rows fold in: bias, gate, addition to the residual, and a norm. Truth: `linear/reference.py`.
 
-The norm between a sum and the next product is halved. What adds to the residual also writes it scaled by the norm's weight,
-and the sum of squares of each row of its strip of outputs; the next product, whose inputs are the scaled rows, multiplies
-each row of its results by what the squares come to.
+The norm between a sum and the next product is halved. What adds to the residual also leaves the sum of squares of each row of
+its strip of outputs; the next product, whose inputs are the rows of the residual as they are, multiplies each row of its results
+by what the squares come to. A weight of the norm is in the weight of that product.
 """
 
 from dataclasses import dataclass
@@ -43,10 +43,8 @@ def store_results(
     total,  # [rows, outputs] of this program
     total_up,  # the same, used when GATED
     row_squares,  # as of `load_squares`, used when TILES > 0
-    scale,  # [outputs] of this program, used when NORM
     bias,
     out,  # [num_rows, N]
-    scaled,  # [num_rows, N], written when NORM
     squares,  # [num_rows, programs], written when NORM
     row,
     output,
@@ -78,27 +76,24 @@ def store_results(
     tl.store(out + target, rounded, mask=mask)
     if NORM:
         values = tl.where(in_strip[None, :], rounded.to(tl.float32), 0.0)
-        tl.store(scaled + target, (values * scale[None, :]).to(scaled.dtype.element_ty), mask=mask)
         strip_squares = squares + row * tl.num_programs(0) + tl.program_id(0)
         tl.store(strip_squares, tl.sum(values * values, axis=1), mask=row < num_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a launch leaves, and what it is given of a norm; of tensors that it does not use, ``out`` takes the place."""
+    """What a launch leaves, and what it is given of a norm."""
 
     out: Tensor  # [T, N]
-    norm_weight: Tensor  # [N]
-    scaled: Tensor  # [T, N]
-    squares: Tensor  # [T, tiles] float32
-    has_norm: bool
-    """Whether ``scaled`` and ``squares`` are left for the next product."""
+    squares: Tensor  # [T, tiles] float32; ``out`` takes its place where it is neither left nor read
+    leaves_squares: bool
+    """For the next product."""
     num_tiles: int
     """Of the squares that are read; 0 where none are."""
 
-    def returned(self) -> Tensor | tuple[Tensor, Tensor]:
+    def returned(self) -> Tensor:
         """What is returned of them, beside what ``out`` was given for."""
-        return (self.scaled, self.squares) if self.has_norm else self.out
+        return self.squares if self.leaves_squares else self.out
 
 
 def check_product(
@@ -109,7 +104,7 @@ def check_product(
     *,
     gated: bool,
     add: bool,
-    norm_weight: Tensor | None,
+    leave_squares: bool,
     squares: Tensor | None,
 ) -> int:
     """Return how many outputs a row has. Raises ``ValueError`` on what does not go together."""
@@ -120,7 +115,7 @@ def check_product(
     if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[0]},), contiguous")
     num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    reason = _misfit_of_norm(x, num_outputs, gated=gated, add=add, norm_weight=norm_weight, squares=squares)
+    reason = _misfit_of_norm(x, gated=gated, add=add, leave_squares=leave_squares, squares=squares)
     if reason := reason or _misfit_of_out(out, x, num_outputs):
         raise ValueError(reason)
     return num_outputs
@@ -132,29 +127,18 @@ def allocate_results(
     num_programs: int,
     *,
     out: Tensor | None,
-    norm_weight: Tensor | None,
+    leave_squares: bool,
     squares: Tensor | None,
 ) -> Results:
     """Room for what so many programs, side by side in a row, leave of a product that `check_product` has passed."""
     if out is None:
         out = torch.empty((x.shape[0], num_outputs), dtype=x.dtype, device=x.device)
-    if norm_weight is not None:
-        return Results(
-            out=out,
-            norm_weight=norm_weight,
-            scaled=torch.empty_like(out),
-            squares=torch.empty((x.shape[0], num_programs), dtype=torch.float32, device=x.device),
-            has_norm=True,
-            num_tiles=0,
-        )
-    return Results(
-        out=out,
-        norm_weight=out,
-        scaled=out,
-        squares=out if squares is None else squares,
-        has_norm=False,
-        num_tiles=0 if squares is None else squares.shape[1],
-    )
+    if leave_squares:
+        squares = torch.empty((x.shape[0], num_programs), dtype=torch.float32, device=x.device)
+        return Results(out=out, squares=squares, leaves_squares=True, num_tiles=0)
+    if squares is None:
+        return Results(out=out, squares=out, leaves_squares=False, num_tiles=0)
+    return Results(out=out, squares=squares, leaves_squares=False, num_tiles=squares.shape[1])
 
 
 def _misfit_of_out(out: Tensor | None, x: Tensor, num_outputs: int) -> str | None:
@@ -170,28 +154,15 @@ def _misfit_of_out(out: Tensor | None, x: Tensor, num_outputs: int) -> str | Non
 
 
 def _misfit_of_norm(
-    x: Tensor,
-    num_outputs: int,
-    *,
-    gated: bool,
-    add: bool,
-    norm_weight: Tensor | None,
-    squares: Tensor | None,
+    x: Tensor, *, gated: bool, add: bool, leave_squares: bool, squares: Tensor | None
 ) -> str | None:
     """Why no norm can be folded in like this, or None."""
     if gated and add:
         return "a gated product cannot be added to a residual"
-    if add and norm_weight is None and squares is not None:
+    if add and not leave_squares and squares is not None:
         return "a product of a norm, given by its squares, cannot be added to a residual"
-    if norm_weight is not None:
-        if not add or squares is not None:
-            return "only a sum, without squares, can be scaled by a norm_weight"
-        if x.dtype == torch.float16:
-            return f"rows are {x.dtype}, in which a scaled sum could be too large"
-        if norm_weight.shape != (num_outputs,) or not norm_weight.is_contiguous():
-            return (
-                f"norm_weight has shape {tuple(norm_weight.shape)}; it must be ({num_outputs},), contiguous"
-            )
+    if leave_squares and (not add or squares is not None):
+        return "only a sum, which is given no squares, can leave its own"
     if squares is not None:
         if squares.dtype != torch.float32 or not squares.is_contiguous():
             return f"squares are {squares.dtype} with strides {squares.stride()}; they must be float32, contiguous"

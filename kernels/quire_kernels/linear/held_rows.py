@@ -7,8 +7,6 @@ reads another's and sums are short; the shares are added up through shared memor
 (`linear/folding.py`).
 """
 
-from typing import Literal, overload
-
 import torch
 import triton
 import triton.language as tl
@@ -38,8 +36,6 @@ def _linear_held_rows_kernel(
     weight,  # [N, K]
     bias,
     out,  # [num_rows, N]
-    norm_weight,  # [N], used when NORM
-    scaled,  # [num_rows, N], written when NORM
     squares,  # [num_rows, strips] float32, written when NORM; [num_rows, TILES], read when TILES > 0
     num_rows,
     num_outputs,
@@ -69,9 +65,6 @@ def _linear_held_rows_kernel(
     weights = ()
     for chunk in tl.static_range(K // CHUNK):
         weights = weights + (tl.load(start_of_output + chunk * CHUNK + place),)  # noqa: RUF005
-    scale = output
-    if NORM:
-        scale = tl.load(norm_weight + output, mask=in_strip, other=0.0).to(tl.float32)
     wait_for_inputs(OVERLAP)
 
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -97,10 +90,8 @@ def _linear_held_rows_kernel(
         total,
         total,  # of ups, of which there are none
         row_squares,
-        scale,
         bias,
         out,
-        scaled,
         squares,
         row,
         output,
@@ -115,7 +106,6 @@ def _linear_held_rows_kernel(
     )
 
 
-@overload
 def linear_held_rows(
     x: Tensor,
     weight: Tensor,
@@ -123,56 +113,31 @@ def linear_held_rows(
     *,
     out: Tensor | None = None,
     add: bool = False,
-    norm_weight: None = None,
+    leave_squares: bool = False,
     squares: Tensor | None = None,
     eps: float = 0.0,
     config: HeldConfig | None = None,
-) -> Tensor: ...
-@overload
-def linear_held_rows(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    out: Tensor,
-    add: Literal[True],
-    norm_weight: Tensor,
-    config: HeldConfig | None = None,
-) -> tuple[Tensor, Tensor]: ...
-def linear_held_rows(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    out: Tensor | None = None,
-    add: bool = False,
-    norm_weight: Tensor | None = None,
-    squares: Tensor | None = None,
-    eps: float = 0.0,
-    config: HeldConfig | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Do what `rows.linear_rows` does without gates, by a weight that `tuning.held_config` has settings for.
 
-    The weight, and a norm's, must have been written before the kernel ahead of this one began, as they are read before that
-    ends. Raises ``ValueError`` on unfit shapes, strides or types, and on what does not go together.
+    The weight must have been written before the kernel ahead of this one began, as it is read before that ends. Raises
+    ``ValueError`` on unfit shapes, strides or types, and on what does not go together.
     """
     num_rows, num_inputs = x.shape
     num_outputs = check_product(
-        x, weight, bias, out, gated=False, add=add, norm_weight=norm_weight, squares=squares
+        x, weight, bias, out, gated=False, add=add, leave_squares=leave_squares, squares=squares
     )
     config = config or held_config(num_rows, num_outputs, num_inputs)
     if config is None or num_inputs % config.chunk:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; there are no settings for it")
     strips = cdiv(num_outputs, config.strip)
-    results = allocate_results(x, num_outputs, strips, out=out, norm_weight=norm_weight, squares=squares)
+    results = allocate_results(x, num_outputs, strips, out=out, leave_squares=leave_squares, squares=squares)
     overlap = overlaps_launches(x.device)
     _linear_held_rows_kernel[(strips, cdiv(num_rows, config.rows))](
         x,
         weight,
         x if bias is None else bias,
         results.out,
-        results.norm_weight,
-        results.scaled,
         results.squares,
         num_rows,
         num_outputs,
@@ -186,7 +151,7 @@ def linear_held_rows(
         SHARES=config.num_warps,
         HAS_BIAS=bias is not None,
         ADD=add,
-        NORM=results.has_norm,
+        NORM=results.leaves_squares,
         TILES=results.num_tiles,
         TILES_SPAN=next_power_of_2(max(results.num_tiles, 1)),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",

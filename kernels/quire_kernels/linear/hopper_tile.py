@@ -234,9 +234,9 @@ def hold(
 
 @gluon.jit
 def store(
-    held, addend, scale, out, scaled, squares, row, tile, num_rows, num_outputs, ADD: gl.constexpr, NORM: gl.constexpr
+    held, addend, out, squares, row, tile, num_rows, num_outputs, ADD: gl.constexpr, NORM: gl.constexpr
 ):  # fmt: skip
-    """Store what is held; with a norm to come also that times its weight, and the sum of squares of each row."""
+    """Store what is held; with a norm to come also the sum of squares of each row."""
     ROWS: gl.constexpr = held.shape[0]
     RESULTS: gl.constexpr = held.shape[1]
     LAYOUT: gl.constexpr = addend.type.layout
@@ -247,8 +247,6 @@ def store(
     gl.store(address, result, mask=live)
     if NORM:
         values = result.to(gl.float32)
-        address, live = _addresses(scaled, row, tile, num_rows, num_outputs, ROWS, RESULTS, LAYOUT)
-        gl.store(address, (values * scale[None, :]).to(scaled.dtype.element_ty), mask=live)
         place = row + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
         sums = gl.sum(values * values, axis=1)
         gl.store(squares + place * gl.num_programs(0) + tile, sums, mask=place < num_rows)

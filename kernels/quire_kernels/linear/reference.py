@@ -29,56 +29,49 @@ def add_norm_project(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    norm_weight: Tensor,
     eps: float,
     next_weight: Tensor,
     next_bias: Tensor | None,
     gated: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the residual plus the projection of ``x``, and what ``next_weight`` makes of its norm, each rounded once."""
+    """Return the residual plus the projection of ``x``, and what ``next_weight`` makes of its norm, each rounded once.
+
+    The norm has no weight of its own: that is in ``next_weight``.
+    """
     residual = linear_add(residual, x, weight, bias)
     project = gated_linear if gated else linear
-    return residual, project(rms_norm(residual, norm_weight, eps), next_weight, next_bias)
+    return residual, project(rms_norm(residual, None, eps), next_weight, next_bias)
 
 
-def linear_add_scaled(
-    residual: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    norm_weight: Tensor,
-    num_tiles: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `linear_add` and what a norm of it is made of by the product after it: ``scaled [T, N]``, the sum times
-    ``norm_weight [N]``, rounded, and ``squares [T, num_tiles]`` float32, the sum of squares of each tile of columns.
+def linear_add_squares(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, num_tiles: int
+) -> tuple[Tensor, Tensor]:
+    """Return `linear_add` and, for a norm of it that the product after it makes, ``squares [T, num_tiles]`` float32, the sum
+    of squares of each tile of columns.
     """
     added = linear_add(residual, x, weight, bias)
-    squares = added.float().square().unflatten(1, (num_tiles, -1)).sum(dim=2)
-    return added, (added.float() * norm_weight.float()).to(added.dtype), squares
+    return added, added.float().square().unflatten(1, (num_tiles, -1)).sum(dim=2)
 
 
-def scaled_linear(
-    scaled: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float
+def normed_linear(
+    x: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float
 ) -> Tensor:
-    """Return the projection of the norm that ``scaled [T, K]`` and ``squares [T, tiles]`` stand for: each row of the product
+    """Return the projection of the norm of ``x [T, K]``, whose squares add up to ``squares [T, tiles]``: each row of the product
     is multiplied by that row's inverse root mean square, before the bias."""
-    return _scaled_product(scaled, squares, weight, bias, eps).to(scaled.dtype)
+    return _normed_product(x, squares, weight, bias, eps).to(x.dtype)
 
 
-def scaled_gated_linear(
-    scaled: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float
+def normed_gated_linear(
+    x: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float
 ) -> Tensor:
-    """Return `gated_linear` of the norm that ``scaled`` and ``squares`` stand for."""
-    gate, up = _scaled_product(scaled, squares, weight, bias, eps).chunk(2, dim=1)
-    return (silu(gate) * up).to(scaled.dtype)
+    """Return `gated_linear` of the norm of ``x``."""
+    gate, up = _normed_product(x, squares, weight, bias, eps).chunk(2, dim=1)
+    return (silu(gate) * up).to(x.dtype)
 
 
-def _scaled_product(
-    scaled: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> Tensor:
-    factor = torch.rsqrt(squares.sum(dim=1, keepdim=True) / scaled.shape[1] + eps)
-    product = _product(scaled.float(), weight, None) * factor
+def _normed_product(x: Tensor, squares: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    factor = torch.rsqrt(squares.sum(dim=1, keepdim=True) / x.shape[1] + eps)
+    product = _product(x.float(), weight, None) * factor
     return product if bias is None else product + bias.float()
 
 
@@ -92,10 +85,8 @@ def between_attentions(
     attended: Tensor,
     *,
     o: Tensor,
-    post_norm: Tensor,
     gate_up: Tensor,
     down: Tensor,
-    input_norm: Tensor,
     qkv: Tensor,
     qkv_bias: Tensor | None,
     eps: float,
@@ -106,12 +97,9 @@ def between_attentions(
         attended,
         o,
         None,
-        norm_weight=post_norm,
         eps=eps,
         next_weight=gate_up,
         next_bias=None,
         gated=True,
     )
-    return add_norm_project(
-        residual, gated, down, None, norm_weight=input_norm, eps=eps, next_weight=qkv, next_bias=qkv_bias
-    )
+    return add_norm_project(residual, gated, down, None, eps=eps, next_weight=qkv, next_bias=qkv_bias)

@@ -9,7 +9,6 @@ instead of a share of the outputs; what the warps have is added up at the end. W
 """
 
 from functools import cache
-from typing import Literal, overload
 
 import torch
 import triton
@@ -48,8 +47,6 @@ def _linear_rows_kernel(
     weight,  # [N, K], or [2 N, K] with the gates first
     bias,
     out,  # [num_rows, N]
-    norm_weight,  # [N], used when NORM
-    scaled,  # [num_rows, N], written when NORM
     squares,  # [num_rows, strips] float32, written when NORM; [num_rows, TILES], read when TILES > 0
     parts,  # [SPLITS, 1 or 2, ROWS, N] float32, used when SPLITS > 1
     arrivals,  # [strips], zero before and after
@@ -95,9 +92,6 @@ def _linear_rows_kernel(
         prefetch(start_of_output[:, None] + early)
         if GATED:
             prefetch(start_of_output[:, None] + up_after_gate + early)
-    scale = output
-    if NORM:
-        scale = tl.load(norm_weight + output, mask=in_strip, other=0.0).to(tl.float32)
     wait_for_inputs(OVERLAP)
 
     row = tl.arange(0, ROWS)
@@ -170,10 +164,8 @@ def _linear_rows_kernel(
         total,
         total_up,
         row_squares,
-        scale,
         bias,
         out,
-        scaled,
         squares,
         row,
         output,
@@ -188,7 +180,6 @@ def _linear_rows_kernel(
     )
 
 
-@overload
 def linear_rows(
     x: Tensor,
     weight: Tensor,
@@ -197,54 +188,29 @@ def linear_rows(
     out: Tensor | None = None,
     gated: bool = False,
     add: bool = False,
-    norm_weight: None = None,
+    leave_squares: bool = False,
     squares: Tensor | None = None,
     eps: float = 0.0,
     config: RowsConfig | None = None,
-) -> Tensor: ...
-@overload
-def linear_rows(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    out: Tensor,
-    add: Literal[True],
-    norm_weight: Tensor,
-    config: RowsConfig | None = None,
-) -> tuple[Tensor, Tensor]: ...
-def linear_rows(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    out: Tensor | None = None,
-    gated: bool = False,
-    add: bool = False,
-    norm_weight: Tensor | None = None,
-    squares: Tensor | None = None,
-    eps: float = 0.0,
-    config: RowsConfig | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Return ``x @ weight.T + bias`` for ``x [T, K]`` of few rows, in ``out`` (contiguous) where it is given.
 
     ``gated`` takes the first half of the outputs as gate of the second (``silu(gate) * up``); ``add`` adds to what
     ``out`` holds. Products on one device must not run at the same time: they share the counters by which the last part
     of a strip knows itself. Raises ``ValueError`` on unfit shapes, strides or types, and on what does not go together.
 
-    With a ``norm_weight [N]`` a sum comes back, besides in ``out``, as what the next product makes its norm of: ``scaled
-    [T, N]``, ``out`` times that weight, and ``squares [T, tiles]``, the sum of squares of each tile of a row of ``out``. Given
-    ``scaled`` as ``x`` with its ``squares`` and the norm's ``eps``, a product is that of the norm. Not for float16, in which
-    ``scaled`` could be too large.
+    To ``leave_squares``, a sum returns, instead of ``out``, ``squares [T, tiles]`` float32, the sum of squares of each tile of a
+    row of ``out``. Given that ``out`` as ``x`` with these ``squares`` and a norm's ``eps``, the next product is that of the
+    norm: its results are scaled in float32, before they are rounded, and are no larger than those of normed rows.
     """
     num_rows, num_inputs = x.shape
     num_outputs = check_product(
-        x, weight, bias, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
+        x, weight, bias, out, gated=gated, add=add, leave_squares=leave_squares, squares=squares
     )
     config = config or rows_config(num_rows, num_outputs, num_inputs, gated=gated)
     rows = max(16, next_power_of_2(num_rows))
     strips = cdiv(num_outputs, config.strip)
-    results = allocate_results(x, num_outputs, strips, out=out, norm_weight=norm_weight, squares=squares)
+    results = allocate_results(x, num_outputs, strips, out=out, leave_squares=leave_squares, squares=squares)
     parts = arrivals = results.out
     if config.splits > 1:
         if strips > _MAX_STRIPS:
@@ -259,8 +225,6 @@ def linear_rows(
         weight,
         x if bias is None else bias,
         results.out,
-        results.norm_weight,
-        results.scaled,
         results.squares,
         parts,
         arrivals,
@@ -281,7 +245,7 @@ def linear_rows(
         HAS_BIAS=bias is not None,
         GATED=gated,
         ADD=add,
-        NORM=results.has_norm,
+        NORM=results.leaves_squares,
         TILES=results.num_tiles,
         TILES_SPAN=next_power_of_2(max(results.num_tiles, 1)),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",

@@ -5,8 +5,8 @@ the right one, whose number need not be a multiple of 64. The weights of the fir
 that makes the input has ended, the rows after it; each step then starts its products and has the stage of the step
 before filled again. A bias, the gate of the activation and the addition to the residual are folded in.
 
-So is the norm between a sum and the next product: what adds to the residual also writes it scaled by the norm's weight, and
-the sum of squares of each row of its tile; the next product multiplies each of its rows by what they come to.
+So is the norm between a sum and the next product: what adds to the residual also leaves the sum of squares of each row of its
+tile; the next product, of the residual itself, multiplies each of its rows by what they come to.
 
 Knows Hopper alone, 16-bit tensors and whole tiles of outputs (`can_multiply`). Gluon is an experiment of Triton's:
 whoever imports this module must be ready for an ImportError or AttributeError.
@@ -14,8 +14,6 @@ whoever imports this module must be ready for an ImportError or AttributeError.
 
 # Gluon's types do not know its compile-time values.
 # pyright: reportAssignmentType=false, reportOperatorIssue=false
-
-from typing import Literal, overload
 
 import triton.experimental.gluon as gluon
 import triton.experimental.gluon.language as gl
@@ -67,8 +65,6 @@ def _linear_tiles_hopper_kernel(
     second_tiles,
     bias,  # [N] or, of gates and then of ups, [2 N]; used when HAS_BIAS
     out,  # [T, N]
-    norm_weight,  # [N], used when NORM
-    scaled,  # [T, N], written when NORM
     squares,  # [T, programs] float32, written when NORM; [T, TILES], read when TILES > 0
     num_rows,
     num_outputs,
@@ -119,10 +115,6 @@ def _linear_tiles_hopper_kernel(
     for early in gl.static_range(STAGES):
         copy_weights(weight_tiles, stage_of_step(stages, early, STAGES, UNROLL), tile, early)
     OUT: gl.constexpr = out_layout(RESULTS, WARPS)
-    scale = gl.full([RESULTS], 0.0, gl.float32, gl.SliceLayout(0, OUT))
-    if NORM:
-        column = tile * RESULTS + gl.arange(0, RESULTS, gl.SliceLayout(0, OUT))
-        scale = gl.load(norm_weight + column).to(gl.float32)
     PRODUCT: gl.constexpr = product_layout(FIRST, WARPS)
     biases = load_bias(bias, tile, num_outputs, OUTS, GROUP, HAS_BIAS, GATED, gl.SliceLayout(1, PRODUCT))
     if OVERLAP:
@@ -167,14 +159,11 @@ def _linear_tiles_hopper_kernel(
     else:
         first_total = warpgroup_mma_wait(0, deps=[first_total])
     hold(first_total, first_factors, biases, first_held, HAS_BIAS, GATED, GROUP, TILES)
-    store(first_held, first_addend, scale, out, scaled, squares, row, tile, num_rows, num_outputs, ADD, NORM)
+    store(first_held, first_addend, out, squares, row, tile, num_rows, num_outputs, ADD, NORM)
     if SECOND > 0:
-        store(
-            second_held, second_addend, scale, out, scaled, squares, row + FIRST, tile, num_rows, num_outputs, ADD, NORM
-        )  # fmt: skip
+        store(second_held, second_addend, out, squares, row + FIRST, tile, num_rows, num_outputs, ADD, NORM)
 
 
-@overload
 def linear_tiles_hopper(
     x: Tensor,
     weight: Tensor,
@@ -183,44 +172,20 @@ def linear_tiles_hopper(
     out: Tensor | None = None,
     gated: bool = False,
     add: bool = False,
-    norm_weight: None = None,
+    leave_squares: bool = False,
     squares: Tensor | None = None,
     eps: float = 0.0,
     config: TilesConfig | None = None,
-) -> Tensor: ...
-@overload
-def linear_tiles_hopper(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    out: Tensor,
-    add: Literal[True],
-    norm_weight: Tensor,
-    config: TilesConfig | None = None,
-) -> tuple[Tensor, Tensor]: ...
-def linear_tiles_hopper(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    out: Tensor | None = None,
-    gated: bool = False,
-    add: bool = False,
-    norm_weight: Tensor | None = None,
-    squares: Tensor | None = None,
-    eps: float = 0.0,
-    config: TilesConfig | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Return ``x @ weight.T + bias`` for ``x [T, K]``, in ``out`` (contiguous) where it is given; ``gated``, ``add``,
-    ``norm_weight``, ``squares`` and ``eps`` are those of `rows.linear_rows`.
+    ``leave_squares``, ``squares`` and ``eps`` are those of `rows.linear_rows`.
 
     Weights and bias must have been written before the kernel ahead of this one began, as they are read before that ends.
     Raises ``ValueError`` on shapes, strides or types that do not fit, and on what does not go together.
     """
     num_rows, num_inputs = x.shape
     num_outputs = check_product(
-        x, weight, bias, out, gated=gated, add=add, norm_weight=norm_weight, squares=squares
+        x, weight, bias, out, gated=gated, add=add, leave_squares=leave_squares, squares=squares
     )
     if reason := _misfit(x, weight):
         raise ValueError(reason)
@@ -229,7 +194,9 @@ def linear_tiles_hopper(
     if num_outputs % width_of_tile:
         raise ValueError(f"weight has {num_outputs} outputs; they must be whole tiles of {width_of_tile}")
     num_tiles = num_outputs // width_of_tile
-    results = allocate_results(x, num_outputs, num_tiles, out=out, norm_weight=norm_weight, squares=squares)
+    results = allocate_results(
+        x, num_outputs, num_tiles, out=out, leave_squares=leave_squares, squares=squares
+    )
     first, second = boxes(config.rows)
     width, steps = config.width, num_inputs // config.width
     held = (first + second) * (width_of_tile * (4 if add else 2) + 4)
@@ -246,8 +213,6 @@ def linear_tiles_hopper(
         describe_boxes(x, list(x.shape), list(x.stride()), [second, width]) if second else first_tiles,
         results.out if bias is None else bias,
         results.out,
-        results.norm_weight,
-        results.scaled,
         results.squares,
         num_rows,
         num_outputs,
@@ -263,7 +228,7 @@ def linear_tiles_hopper(
         HAS_BIAS=bias is not None,
         GATED=gated,
         ADD=add,
-        NORM=results.has_norm,
+        NORM=results.leaves_squares,
         TILES=results.num_tiles,
         TILES_SPAN=max(4, next_power_of_2(results.num_tiles)),
         OVERLAP=overlap,

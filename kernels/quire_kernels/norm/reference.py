@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Scale each vector of the last dimension to unit root mean square, then by ``weight``.
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Scale each vector of the last dimension to unit root mean square, then by ``weight`` where there is one.
 
     ``x`` is ``[..., D]`` and ``weight`` ``[D]``; the arithmetic is float32 whatever the dtype of ``x``, and
     the result has the dtype of ``x``. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization"
@@ -13,7 +13,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     wide = x.float()
     inverse_rms = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (wide * inverse_rms * weight.float()).to(x.dtype)
+    normed = wide * inverse_rms
+    return (normed if weight is None else normed * weight.float()).to(x.dtype)
 
 
 def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ _MAX_COLUMNS = 65536
 def _rms_norm_rows_kernel(
     x,  # [num_rows, num_columns]
     residual,  # the same, or unused
-    weight,  # [num_columns]
+    weight,  # [num_columns], or unused
     out,  # [num_rows, num_columns]
     new_residual,  # the same, or unused
     num_rows,
@@ -34,6 +34,7 @@ def _rms_norm_rows_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     finish_launching(OVERLAP)
@@ -41,7 +42,8 @@ def _rms_norm_rows_kernel(
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < num_rows) & (column < NUM_COLUMNS)
     row = row.to(tl.int64)
-    scale = tl.load(weight + column, mask=column < NUM_COLUMNS, other=0.0).to(tl.float32)
+    if HAS_WEIGHT:
+        scale = tl.load(weight + column, mask=column < NUM_COLUMNS, other=0.0).to(tl.float32)
     wait_for_inputs(OVERLAP)
     values = tl.load(x + row * x_row_stride + column, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
@@ -52,12 +54,14 @@ def _rms_norm_rows_kernel(
         tl.store(new_residual + row * NUM_COLUMNS + column, rounded, mask=inside)
         values = rounded.to(tl.float32)
     inverse_rms = tl.rsqrt(tl.sum(values * values, axis=1) / NUM_COLUMNS + eps)
-    normed = values * inverse_rms[:, None] * scale
+    normed = values * inverse_rms[:, None]
+    if HAS_WEIGHT:
+        normed *= scale
     tl.store(out + row * NUM_COLUMNS + column, normed.to(out.dtype.element_ty), mask=inside)
 
 
-def rms_norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise the last dimension of ``x [..., D]``; raises ``ValueError`` unless ``weight`` is ``[D]``."""
+def rms_norm_rows(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Normalise the last dimension of ``x [..., D]``; raises ``ValueError`` on a ``weight`` that is not ``[D]``."""
     rows = x.reshape(-1, x.shape[-1])
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     _launch(rows, None, weight, out, None, eps)
@@ -80,10 +84,15 @@ def fused_add_rms_norm_rows(x: Tensor, residual: Tensor, weight: Tensor, eps: fl
 
 
 def _launch(
-    x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, new_residual: Tensor | None, eps: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    out: Tensor,
+    new_residual: Tensor | None,
+    eps: float,
 ) -> None:
     num_rows, num_columns = x.shape
-    if weight.shape != (num_columns,):
+    if weight is not None and weight.shape != (num_columns,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({num_columns},)")
     if num_columns > _MAX_COLUMNS:
         raise ValueError(f"rows have {num_columns} columns; this kernel takes at most {_MAX_COLUMNS}")
@@ -97,7 +106,7 @@ def _launch(
     _rms_norm_rows_kernel[(cdiv(num_rows, rows),)](
         x,
         x if residual is None else residual,
-        weight,
+        x if weight is None else weight,
         out,
         out if new_residual is None else new_residual,
         num_rows,
@@ -108,6 +117,7 @@ def _launch(
         ROWS=rows,
         COLUMNS=columns,
         HAS_RESIDUAL=residual is not None,
+        HAS_WEIGHT=weight is not None,
         OVERLAP=overlap,
         num_warps=min(16, max(4, columns // 512)),
         **launch_options(overlap),

@@ -67,7 +67,7 @@ class Decoder:
         if narrow:
             residual = self._after_attention(weights.layers[-2], residual, attended)
             layer = weights.layers[-1]
-            normed = rms_norm(residual, layer.input_norm, self._config.rms_norm_eps)
+            normed = rms_norm(residual, None, self._config.rms_norm_eps)
             attended = attend_for_wanted(
                 layer, normed, inputs, kv_cache[num_whole], config=self._config, rotary=self._rotary
             )
@@ -87,7 +87,7 @@ class Decoder:
         residual = _embedded(inputs.token_ids, weights.embedding)
         layer = weights.layers[0]
         places = self._places(layer, inputs, kv_cache[0])
-        heads = project_heads(rms_norm(residual, layer.input_norm, eps), layer.qkv, layer.qkv_bias, places)
+        heads = project_heads(rms_norm(residual, None, eps), layer.qkv, layer.qkv_bias, places)
         for index, following in enumerate(weights.layers[1:num_layers]):
             attended = self._attention(
                 layer, heads, inputs, kv_cache[index], windows[index], schedules[windows[index]]
@@ -97,12 +97,10 @@ class Decoder:
                 attended,
                 o=layer.o,
                 o_bias=layer.o_bias,
-                post_norm=layer.post_norm,
                 gate_up=layer.gate_up,
                 gate_up_bias=layer.gate_up_bias,
                 down=layer.down,
                 down_bias=layer.down_bias,
-                input_norm=following.input_norm,
                 qkv=following.qkv,
                 qkv_bias=following.qkv_bias,
                 eps=eps,
@@ -121,7 +119,6 @@ class Decoder:
             attended,
             layer.o,
             layer.o_bias,
-            norm_weight=layer.post_norm,
             eps=self._config.rms_norm_eps,
             next_weight=layer.gate_up,
             next_bias=layer.gate_up_bias,

@@ -2,6 +2,11 @@
 
 Projections that read the same input are fused on loading (q, k, v; gate, up), so that a layer has four matrix
 products. Linear weights are `[out, in]`, as torch has them, in whatever layout `quire_kernels.linear` reads fastest.
+
+The weights of the norms before qkv and gate_up are multiplied into these, so that a norm between two attentions is a factor
+for each row and no more: a product can take the residual itself and scale its results, without a second tensor of rows that
+were scaled by a weight. What is rounded for it is the weight, once, on loading, instead of those rows in every step. The last
+norm keeps its weight, as the matrix behind it may be the embedding too.
 """
 
 from collections.abc import Callable
@@ -27,15 +32,13 @@ Source = Callable[[str, tuple[int, ...]], Tensor]
 class LayerWeights:
     """One decoder layer."""
 
-    input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [q + 2 kv, hidden]
+    qkv: Tensor  # [q + 2 kv, hidden], times the norm before it
     qkv_bias: Tensor | None
     q_norm: Tensor | None  # [head_dim]
     k_norm: Tensor | None
     o: Tensor  # [hidden, q]
     o_bias: Tensor | None
-    post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [2 intermediate, hidden]
+    gate_up: Tensor  # [2 intermediate, hidden], times the norm before it
     gate_up_bias: Tensor | None
     down: Tensor  # [hidden, intermediate]
     down_bias: Tensor | None
@@ -120,23 +123,22 @@ def _layer(config: ModelConfig, source: Source, prefix: str) -> LayerWeights:
     parts = (("q_proj", config.q_size), ("k_proj", config.kv_size), ("v_proj", config.kv_size))
     halves = (("gate_proj", inner), ("up_proj", inner))
 
-    def fused(where: str, projections: tuple[tuple[str, int], ...]) -> Tensor:
-        weights = [source(f"{where}{name}.weight", (size, hidden)) for name, size in projections]
-        return pack_linear_weight(torch.cat(weights))
+    def fused(where: str, projections: tuple[tuple[str, int], ...], norm: str) -> Tensor:
+        weight = torch.cat([source(f"{where}{name}.weight", (size, hidden)) for name, size in projections])
+        # In place and with no copy in float32, in which torch takes products of narrower types all the same.
+        return pack_linear_weight(weight.mul_(source(f"{prefix}{norm}.weight", (hidden,))))
 
     def fused_bias(where: str, projections: tuple[tuple[str, int], ...]) -> Tensor:
         return torch.cat([source(f"{where}{name}.bias", (size,)) for name, size in projections])
 
     return LayerWeights(
-        input_norm=source(prefix + "input_layernorm.weight", (hidden,)),
-        qkv=fused(attention, parts),
+        qkv=fused(attention, parts, "input_layernorm"),
         qkv_bias=fused_bias(attention, parts) if config.qkv_bias else None,
         q_norm=source(attention + "q_norm.weight", head) if config.qk_norm else None,
         k_norm=source(attention + "k_norm.weight", head) if config.qk_norm else None,
         o=pack_linear_weight(source(attention + "o_proj.weight", (hidden, config.q_size))),
         o_bias=source(attention + "o_proj.bias", (hidden,)) if config.o_bias else None,
-        post_norm=source(prefix + "post_attention_layernorm.weight", (hidden,)),
-        gate_up=fused(mlp, halves),
+        gate_up=fused(mlp, halves, "post_attention_layernorm"),
         gate_up_bias=fused_bias(mlp, halves) if config.mlp_bias else None,
         down=pack_linear_weight(source(mlp + "down_proj.weight", (hidden, inner))),
         down_bias=source(mlp + "down_proj.bias", (hidden,)) if config.mlp_bias else None,
