@@ -160,7 +160,7 @@ def test_heads_leave_rotated_and_cached(
     weight = random((num_heads + 2 * num_kv_heads) * 128, num_inputs, dtype=dtype) / num_inputs**0.5
     for config in CONFIGS:
         places = head_places(num_rows, num_kv_heads, dtype)
-        queries = many_rows.linear_many_rows_heads(x, weight, places, config)
+        queries = many_rows.linear_many_rows_heads(x, weight, places, config=config)
         # The product as it would have been stored: rotation alone is compared, and to the last place but one.
         product = many_rows.linear_many_rows(x, weight, config=config)
         expected = rotate_after(product, places)
@@ -214,7 +214,7 @@ class HeadsKernel:
     def suits_heads(self, *_: Any) -> bool:
         return True
 
-    def linear_many_rows_heads(self, x: Tensor, *_: Any) -> Tensor:
+    def linear_many_rows_heads(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         return x[:, :1]
 
     def suits(self, *_: Any, **__: Any) -> bool:
@@ -269,8 +269,8 @@ def test_products_of_many_rows_with_a_bias_are_of_the_library(
 def test_a_projection_behind_a_norm_is_told_where_heads_go(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(MANY_ROWS, 64, dtype=torch.bfloat16)
     monkeypatch.setattr(projection, "_our_product", lambda *_, **__: None)
-    for name in ("linear_add_", "gated_linear", "rms_norm"):
-        monkeypatch.setattr(projection, name, lambda *_: x)
+    for name in ("linear_add_", "gated_linear"):
+        monkeypatch.setattr(projection, name, lambda *_, **__: x)
     layer = dict.fromkeys(("o", "gate_up", "down", "qkv"), x)
     no_bias = dict.fromkeys(("o_bias", "gate_up_bias", "down_bias", "qkv_bias"))
     places = head_places(MANY_ROWS, 1, device="cpu")

@@ -27,9 +27,11 @@ def test_projections_are_told_of_their_layers_cache_where_nothing_else_writes_it
     places: list[HeadPlaces | None] = []
     project_heads, between_attentions = decoder.project_heads, decoder.between_attentions
 
-    def note_first(x: Tensor, weight: Tensor, bias: Tensor | None, of_layer: HeadPlaces | None) -> Tensor:
+    def note_first(
+        x: Tensor, weight: Tensor, bias: Tensor | None, of_layer: HeadPlaces | None, *, eps: float
+    ) -> Tensor:
         places.append(of_layer)
-        return project_heads(x, weight, bias, of_layer)
+        return project_heads(x, weight, bias, of_layer, eps=eps)
 
     def note_next(*operands: Tensor, **rest: Any) -> Tensor:
         places.append(rest["places"])

@@ -51,12 +51,17 @@ def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
     return residual if bias is None else residual.add_(bias)
 
 
-def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Project to gate and up and join them; see `linear.reference.gated_linear`."""
+def gated_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float | None = None
+) -> Tensor:
+    """Project to gate and up and join them, of the norm of ``x`` by no weight where ``eps`` is given; see
+    `linear.reference.gated_linear`.
+    """
+    if ours := _many_rows_product(x, weight, bias, gated=True):
+        return ours(x, weight, gated=True, eps=eps)
+    x = x if eps is None else rms_norm(x, None, eps)
     if ours := _our_product(x, weight, bias, gated=True):
         return ours(x, weight, bias, gated=True)
-    if ours := _many_rows_product(x, weight, bias, gated=True):
-        return ours(x, weight, gated=True)
     return silu_and_mul(linear(x, weight, bias))
 
 
@@ -76,7 +81,8 @@ def add_norm_project_(
     as `project_heads` does. A weight that the norm has must be in ``next_weight``.
 
     Where both products are of ours, the norm is no launch of its own: the first leaves the squares of the rows that it adds to,
-    and the second multiplies what it makes of these rows by a factor for each.
+    and the second multiplies what it makes of these rows by a factor for each. A second product of many rows finds the squares
+    by itself.
     """
     if ours := _products_around_norm(residual, x, weight, bias, next_weight, next_bias, gated=gated):
         first, second = ours
@@ -84,19 +90,25 @@ def add_norm_project_(
         gates = {"gated": True} if gated else {}  # not every kernel can make them
         return second(residual, next_weight, next_bias, squares=squares, eps=eps, **gates)
     linear_add_(residual, x, weight, bias)
-    normed = rms_norm(residual, None, eps)
     if gated:
-        return gated_linear(normed, next_weight, next_bias)
-    return project_heads(normed, next_weight, next_bias, places)
+        return gated_linear(residual, next_weight, next_bias, eps=eps)
+    return project_heads(residual, next_weight, next_bias, places, eps=eps)
 
 
-def project_heads(x: Tensor, weight: Tensor, bias: Tensor | None, places: HeadPlaces | None) -> Tensor:
-    """Project to queries, keys and values, side by side. Where ``places`` says how they are rotated and where keys and values
-    go, and a kernel does so as it leaves the product, they are done with: what returns then is the queries alone.
+def project_heads(
+    x: Tensor, weight: Tensor, bias: Tensor | None, places: HeadPlaces | None, *, eps: float | None = None
+) -> Tensor:
+    """Project to queries, keys and values, side by side, of the norm of ``x`` by no weight where ``eps`` is given. Where
+    ``places`` says how they are rotated and where keys and values go, and a kernel does so as it leaves the product, they are
+    done with: what returns then is the queries alone.
     """
     if places and bias is None and (many := _many_rows_kernel(x)) and many.suits_heads(x, weight, places):
-        return many.linear_many_rows_heads(x, weight, places)
-    return linear(x, weight, bias)
+        return many.linear_many_rows_heads(x, weight, places, eps=eps)
+    if eps is None:
+        return linear(x, weight, bias)
+    if ours := _many_rows_product(x, weight, bias):
+        return ours(x, weight, eps=eps)
+    return linear(rms_norm(x, None, eps), weight, bias)
 
 
 def pack_linear_weight(weight: Tensor) -> Tensor:

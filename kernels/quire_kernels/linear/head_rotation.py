@@ -58,22 +58,22 @@ def find_rows(places, row, num_rows, ROWS: gl.constexpr):
     rows = row + gl.arange(0, ROWS, gl.SliceLayout(1, _run_layout()))
     there = rows < num_rows
     position = gl.load(places[1] + rows, mask=there, other=0).to(gl.int32)
-    slot = gl.load(places[2] + rows, mask=there, other=0)
+    slot = gl.load(places[2] + rows, mask=there, other=0).to(gl.int32)
     return rows, there, position, slot
 
 
 @gluon.jit
 def leave_heads(
-    runs, out, places, left, right, found, strip,
-    GROUP: gl.constexpr, NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr,
+    runs, out, places, left, right, factor, found, strip,
+    GROUP: gl.constexpr, NORM: gl.constexpr, NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr,
 ):  # fmt: skip
     """Store what `split_runs` returned of a tile."""
     for run in gl.static_range(2):
         cos, sin = _load_angles(places, found, strip, run, NUM_HEADS, NUM_KV_HEADS)
         if run == 0:
-            _stage(runs, left, GROUP)
+            _stage(runs, left, factor, GROUP, NORM)
         else:
-            _stage(runs, right, GROUP)
+            _stage(runs, right, factor, GROUP, NORM)
         for side in gl.static_range(2):
             _leave_runs(
                 runs, out, places, cos, sin, found, 2 * strip + side, side, run, GROUP, NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE
@@ -94,12 +94,42 @@ def _load_angles(
     )
 
 
+@gluon.constexpr_function
+def _scale_instructions(dtype):
+    """Of two values and the factors of both rows."""
+    return """{
+        .reg .f32 first, second;
+        mul.f32 first, $1, $3;
+        mul.f32 second, $2, $4;
+        cvt.rn.TYPE.f32 $0, second, first;
+        }""".replace("TYPE", "bf16x2" if dtype == gl.bfloat16 else "f16x2")
+
+
 @gluon.jit
-def _stage(runs, values, GROUP: gl.constexpr):
+def _scale(values, factor, dtype: gl.constexpr):
+    """Return values times the factors of their rows, rounded. In one piece, else products wait in registers that are not
+    there to be rounded.
+    """
+    return gl.inline_asm_elementwise(
+        _scale_instructions(dtype),
+        "=r,f,f,f,f",
+        [values, factor[:, None]],
+        dtype=dtype.value,
+        is_pure=True,
+        pack=2,
+    )
+
+
+@gluon.jit
+def _stage(runs, values, factor, GROUP: gl.constexpr, NORM: gl.constexpr):
     """Round runs into shared memory."""
     ROWS: gl.constexpr = values.shape[0]
     LAYOUT: gl.constexpr = _product_layout(_RUN)
-    one, other = values.to(runs[0].dtype).reshape([ROWS, 2, 2 * _RUN]).permute([0, 2, 1]).split()
+    if NORM:
+        values = _scale(values, factor, runs[0].dtype)
+    else:
+        values = values.to(runs[0].dtype)
+    one, other = values.reshape([ROWS, 2, 2 * _RUN]).permute([0, 2, 1]).split()
     one_first, one_second = one.reshape([ROWS, 2, _RUN]).permute([0, 2, 1]).split()
     other_first, other_second = other.reshape([ROWS, 2, _RUN]).permute([0, 2, 1]).split()
     runs[0].index(GROUP).store(gl.convert_layout(one_first, LAYOUT))
@@ -116,7 +146,7 @@ def _leave_runs(
     """Rotate the runs of one head, and store them where it goes."""
     LAYOUT: gl.constexpr = _run_layout()
     rows, there, _position, slot = found
-    block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
+    block, offset = (slot // BLOCK_SIZE).to(gl.int64), slot % BLOCK_SIZE
     if head < NUM_HEADS:
         base = out
         place = rows.to(gl.int64) * (NUM_HEADS * _HEAD) + head * _HEAD

@@ -3,7 +3,8 @@
 Truth: `linear/reference.py`. A program is two or three warpgroups (`many_rows_tile.py`). Where the product is gated, half of a
 tile's weights are those of gates and half are those of the ups of the same outputs. At full power such products are bound
 by the energy of what they move, hence tiles as large as the registers hold. Tiles that would not fill the last turn of all
-multiprocessors are cut into pieces of their inputs, and the piece that comes last adds up all, in their order.
+multiprocessors are cut into pieces of their inputs, and the piece that comes last adds up all, in their order. A norm before
+the product is a factor of each row, which the first tile of these rows finds (`row_factors.py`).
 
 Knows Hopper alone and 16-bit tensors (`can_multiply`). Gluon is an experiment of Triton's: whoever imports this module must
 be ready for an ImportError or AttributeError.
@@ -27,15 +28,18 @@ from quire_kernels.linear import tiling
 from quire_kernels.linear.boxes import misfit_of_boxes
 from quire_kernels.linear.head_rotation import HEAD_DIM, allocate_runs
 from quire_kernels.linear.many_rows_tile import COLUMNS, ROWS, STEP, WEIGHTS, multiply
+from quire_kernels.linear.row_factors import MAX_ROWS, shared_factors
 from quire_kernels.linear.tiling import (
     GROUP_ROWS,
     STEP_INPUTS,
     TILE_WEIGHTS,
     ManyRowsConfig,
     cut_tiles,
+    first_tiles_are_whole,
     many_rows_config,
     suits_many_rows,
 )
+from quire_kernels.norm.rows import rms_norm_rows
 from quire_kernels.overlap import launch_options, overlaps_launches
 from quire_kernels.rotary.places import HeadPlaces
 
@@ -61,6 +65,9 @@ def _linear_many_rows_kernel(
     out,
     parts,  # [tiles in pieces, GROUPS, pieces, 64, 256] float32
     arrivals,  # [tiles in pieces, GROUPS], zero before and after
+    factors,  # as `row_factors.py` has them, as is launches; used when NORM
+    launches,
+    eps,
     cos_sin,  # of heads, as are all until the strides: [positions, 128] float32
     positions,  # [T]
     slot_mapping,  # [T]
@@ -82,6 +89,7 @@ def _linear_many_rows_kernel(
     GROUPS: gl.constexpr,  # warpgroups
     GATED: gl.constexpr,
     ADD: gl.constexpr,
+    NORM: gl.constexpr,
     NUM_HEADS: gl.constexpr,  # 0: the product is not one of heads
     NUM_KV_HEADS: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
@@ -117,20 +125,24 @@ def _linear_many_rows_kernel(
         )  # fmt: skip
     else:
         places = ()
+    if NORM:
+        norm = (factors, launches, gl.load(launches, volatile=True) + 1, eps)
+    else:
+        norm = ()
     if GROUPS == 3:
         gl.warp_specialize(
             [
                 (multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
-                    0, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, norm, places, sizes,
+                    0, GROUPS, GATED, ADD, NORM, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
                 (multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
-                    1, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, norm, places, sizes,
+                    1, GROUPS, GATED, ADD, NORM, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
                 (multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
-                    2, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, norm, places, sizes,
+                    2, GROUPS, GATED, ADD, NORM, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
             ],
             [4, 4],
@@ -140,12 +152,12 @@ def _linear_many_rows_kernel(
         gl.warp_specialize(
             [
                 (multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
-                    0, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, norm, places, sizes,
+                    0, GROUPS, GATED, ADD, NORM, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
                 (multiply, (
-                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
-                    1, GROUPS, GATED, ADD, HEADS, BAND, TO_AND_FRO, STAGES,
+                    boxes, out_boxes, rings, out_ring, out, parts, arrivals, norm, places, sizes,
+                    1, GROUPS, GATED, ADD, NORM, HEADS, BAND, TO_AND_FRO, STAGES,
                 )),
             ],
             [4],
@@ -184,10 +196,12 @@ def linear_many_rows(
     gated: bool = False,
     add: bool = False,
     out: Tensor | None = None,
+    eps: float | None = None,
     config: ManyRowsConfig | None = None,
 ) -> Tensor:
     """Return the product of ``x [T, K]`` and ``weight [N, K]``, added to ``out`` where that is asked for; a gated one has a
-    ``weight [2 N, K]``, gates first, and returns ``silu(gate) * up`` of both as they would have been stored.
+    ``weight [2 N, K]``, gates first, and returns ``silu(gate) * up`` of both as they would have been stored. With ``eps`` rows
+    of the product are multiplied by the factors of their RMSNorm, as if ``x`` had been normed, by no weight.
 
     Products on one device must not run at the same time: they share the counters by which the last piece of a tile knows
     itself. Raises ``ValueError`` on tensors that the kernel cannot take.
@@ -197,9 +211,9 @@ def linear_many_rows(
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (rows, {weight.shape[1]})")
     if reason := _misfit(x, weight, gated=gated):
         raise ValueError(reason)
-    if add and (gated or out is None):
+    if add and (gated or out is None or eps is not None):
         raise ValueError(
-            f"add is set with gated={gated}, out={type(out).__name__}; it needs an out, and no gate"
+            f"add is set with gated={gated}, eps={eps}, out={type(out).__name__}; it needs an out, no gate and no norm"
         )
     if out is not None and out.dtype is not x.dtype:
         raise ValueError(f"out is of {out.dtype}; it must be of {x.dtype}, as x is")
@@ -211,7 +225,7 @@ def linear_many_rows(
         out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     if num_rows == 0:
         return out
-    _launch(x, weight, out, gated=gated, add=add, heads=None, config=config)
+    _launch(x, weight, out, gated=gated, add=add, heads=None, eps=eps, config=config)
     return out
 
 
@@ -221,11 +235,16 @@ def suits_heads(x: Tensor, weight: Tensor, places: HeadPlaces) -> bool:
 
 
 def linear_many_rows_heads(
-    x: Tensor, weight: Tensor, places: HeadPlaces, config: ManyRowsConfig | None = None
+    x: Tensor,
+    weight: Tensor,
+    places: HeadPlaces,
+    *,
+    eps: float | None = None,
+    config: ManyRowsConfig | None = None,
 ) -> Tensor:
     """Return the queries ``[T, Hq D]`` of the product of ``x [T, K]`` and ``weight [(Hq + 2 Hkv) D, K]``, rotated, and write its
     keys and values into the caches, as `rotary.reference.rotary_embedding_and_cache` does with the product as it would have
-    been stored.
+    been stored; ``eps`` as `linear_many_rows` has it.
 
     See `linear_many_rows` for what must not run at the same time. Raises ``ValueError`` on tensors that the kernel cannot take.
     """
@@ -234,7 +253,7 @@ def linear_many_rows_heads(
     kv_size = places.k_cache.shape[2] * HEAD_DIM
     out = torch.empty((x.shape[0], weight.shape[0] - 2 * kv_size), dtype=x.dtype, device=x.device)
     if x.shape[0] > 0:
-        _launch(x, weight, out, gated=False, add=False, heads=places, config=config)
+        _launch(x, weight, out, gated=False, add=False, heads=places, eps=eps, config=config)
     return out
 
 
@@ -271,6 +290,7 @@ def _launch(
     gated: bool,
     add: bool,
     heads: HeadPlaces | None,
+    eps: float | None,
     config: ManyRowsConfig | None,
 ) -> None:
     num_rows, num_inputs = x.shape
@@ -280,6 +300,10 @@ def _launch(
     tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, num_programs, gated=gated)
     num_parts = (tiling.num_items - tiling.num_whole) * config.groups
     parts = torch.empty((num_parts, GROUP_ROWS, TILE_WEIGHTS), dtype=torch.float32, device=x.device)
+    norms = eps is not None and num_rows <= MAX_ROWS and first_tiles_are_whole(config, tiling, num_rows)
+    factors, launches = shared_factors(x.device) if norms else (out, out)
+    if eps is not None and not norms:
+        x = rms_norm_rows(x, None, eps)
     overlap = overlaps_launches(x.device)
     _linear_many_rows_kernel[(min(num_programs, tiling.num_items),)](
         _describe(x, [GROUP_ROWS, STEP_INPUTS]),
@@ -288,6 +312,9 @@ def _launch(
         out,
         parts,
         _arrivals(x.device),
+        factors,
+        launches,
+        eps or 0.0,
         *_tell(heads, out),
         num_rows,
         tiling.num_strips,
@@ -299,6 +326,7 @@ def _launch(
         GROUPS=config.groups,
         GATED=gated,
         ADD=add,
+        NORM=norms,
         NUM_HEADS=0 if heads is None else out.shape[1] // HEAD_DIM,
         NUM_KV_HEADS=0 if heads is None else heads.k_cache.shape[2],
         BLOCK_SIZE=0 if heads is None else heads.k_cache.shape[1],

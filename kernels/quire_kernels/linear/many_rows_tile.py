@@ -19,6 +19,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from quire_kernels.linear.head_rotation import find_rows, leave_heads, split_runs
+from quire_kernels.linear.row_factors import (
+    add_squares,
+    await_factors,
+    end_launch,
+    leave_factors,
+    no_squares,
+)
 from quire_kernels.linear.tiling import GROUP_ROWS, STEP_INPUTS, TILE_WEIGHTS
 
 ROWS = gl.constexpr(GROUP_ROWS)
@@ -39,8 +46,8 @@ def _product_layout(columns):
 def _place_of_tile(
     tile, num_rows, num_strips, BLOCK_ROWS: gl.constexpr, BAND: gl.constexpr, TO_AND_FRO: gl.constexpr
 ):
-    """Return the first row and the strip of a tile, and whether its inputs are taken from the last to the first: bands of
-    row blocks, and within a band strip after strip.
+    """Return the first row and the strip of a tile, whether its inputs are taken from the last to the first, and whether it is
+    the first of its rows: bands of row blocks, and within a band strip after strip.
 
     To and fro, a turn of all programs begins with the inputs, and a band with the strips, that the one before it has ended
     with and left in the second-level cache. All pieces of a tile go the same way.
@@ -56,7 +63,7 @@ def _place_of_tile(
     if TO_AND_FRO:
         strip = gl.where(band % 2 == 1, num_strips - 1 - strip, strip)
         backwards = tile // gl.num_programs(0) % 2
-    return (first + rest % height) * BLOCK_ROWS, strip, backwards
+    return (first + rest % height) * BLOCK_ROWS, strip, backwards, rest < height
 
 
 @gluon.jit
@@ -89,7 +96,9 @@ def _feed(
     if step == end:
         item += gl.num_programs(0)
         tile, _piece, step, end = _extent_of_item(item, num_whole, pieces, num_steps)
-        row, strip, backwards = _place_of_tile(tile, num_rows, num_strips, GROUPS * ROWS, BAND, TO_AND_FRO)
+        row, strip, backwards, _first = _place_of_tile(
+            tile, num_rows, num_strips, GROUPS * ROWS, BAND, TO_AND_FRO
+        )
     if item < num_items:
         if TO_AND_FRO:
             column = gl.where(backwards == 1, num_steps - 1 - step, step) * STEP
@@ -122,9 +131,9 @@ def _feed(
 
 @gluon.jit
 def multiply(
-    boxes, out_boxes, rings, out_ring, out, parts, arrivals, places, sizes,
-    GROUP: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, ADD: gl.constexpr, HEADS: gl.constexpr,
-    BAND: gl.constexpr, TO_AND_FRO: gl.constexpr, STAGES: gl.constexpr,
+    boxes, out_boxes, rings, out_ring, out, parts, arrivals, norm, places, sizes,
+    GROUP: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, ADD: gl.constexpr, NORM: gl.constexpr,
+    HEADS: gl.constexpr, BAND: gl.constexpr, TO_AND_FRO: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: multiplies its 64 rows of every tile; the first one also feeds all."""
     x_ring, weight_ring, full, empty = rings
@@ -132,7 +141,9 @@ def multiply(
     following = (gl.program_id(0), 0, 0, 0, 0, 0)
     if GROUP == 0:
         tile, _piece, first, end = _extent_of_item(gl.program_id(0), num_whole, pieces, num_steps)
-        row, strip, backwards = _place_of_tile(tile, num_rows, num_strips, GROUPS * ROWS, BAND, TO_AND_FRO)
+        row, strip, backwards, _first = _place_of_tile(
+            tile, num_rows, num_strips, GROUPS * ROWS, BAND, TO_AND_FRO
+        )
         following = (gl.program_id(0), first, end, row, strip, backwards)
         for ahead in gl.static_range(STAGES):
             following = _feed(
@@ -142,12 +153,18 @@ def multiply(
     phase = 0
     for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
         tile, piece, first, end = _extent_of_item(item, num_whole, pieces, num_steps)
-        row, strip, _backwards = _place_of_tile(tile, num_rows, num_strips, GROUPS * ROWS, BAND, TO_AND_FRO)
+        row, strip, _backwards, is_first = _place_of_tile(
+            tile, num_rows, num_strips, GROUPS * ROWS, BAND, TO_AND_FRO
+        )
         row += GROUP * ROWS
         if ADD:
             total = _load_residual(out, row, strip, gl.where(piece == 0, num_rows, 0), num_outputs)
         else:
             total = gl.zeros([ROWS, WEIGHTS], gl.float32, _product_layout(WEIGHTS))
+        if NORM:
+            squares = no_squares(ROWS, STEP)
+        else:
+            squares = ()
         for step in range(first, end):
             mbarrier.wait(full.index(stage), phase)
             total = warpgroup_mma(
@@ -162,10 +179,17 @@ def multiply(
                         boxes, rings, sizes, following, before, gl.where(stage == 0, phase ^ 1, phase),
                         True, GROUPS, GATED, BAND, TO_AND_FRO,
                     )  # fmt: skip
+            if NORM:  # noqa: SIM102 - a condition of the compiler, and one of the tile
+                if is_first:
+                    squares = add_squares(squares, x_ring.index(stage * GROUPS + GROUP))
             stage += 1
             if stage == STAGES:
                 stage = 0
                 phase ^= 1
+        if NORM:
+            factor = _find_factors(norm, squares, is_first, row, num_steps)
+        else:
+            factor = ()
         if HEADS[0] > 0:
             found = find_rows(places, row, num_rows, ROWS)
         else:
@@ -183,7 +207,9 @@ def multiply(
         else:
             left, right = _halves(total)
         if item < num_whole:
-            _finish(out_boxes, out_ring, out, places, found, left, right, row, strip, GROUP, GATED, HEADS)
+            _finish(
+                out_boxes, out_ring, out, places, found, factor, left, right, row, strip, GROUP, GATED, NORM, HEADS
+            )  # fmt: skip
         else:
             place = (tile - num_whole) * GROUPS + GROUP
             first_part = parts + place.to(gl.int64) * pieces * (ROWS * WEIGHTS)
@@ -197,9 +223,21 @@ def multiply(
                 all_left = _merge_parts(first_part, pieces)
                 all_right = _merge_parts(first_part + ROWS * COLUMNS, pieces)
                 _finish(
-                    out_boxes, out_ring, out, places, found, all_left, all_right, row, strip, GROUP, GATED, HEADS
+                    out_boxes, out_ring, out, places, found, factor, all_left, all_right, row, strip,
+                    GROUP, GATED, NORM, HEADS,
                 )  # fmt: skip
     tma.store_wait(0)
+    if NORM & (GROUP == 0):
+        end_launch(norm[1], norm[2])
+
+
+@gluon.jit
+def _find_factors(norm, squares, is_first, row, num_steps):
+    """Return what rows are multiplied by; the first tile of theirs is where it comes from."""
+    tagged, _launches, tag, eps = norm
+    if is_first:
+        leave_factors(tagged, squares, row, tag, num_steps * STEP, eps)
+    return await_factors(tagged, row, tag, ROWS, gl.SliceLayout(1, _product_layout(COLUMNS)))
 
 
 @gluon.jit
@@ -281,17 +319,63 @@ def _gate(gate, up, dtype: gl.constexpr):
     return joined
 
 
+@gluon.constexpr_function
+def _scaled_gate_instructions(dtype):
+    """Of two outputs: gates, ups, and of both rows the factor for the exponent of two and the factor's square."""
+    return """{
+        .reg .f32 e_0, e_1, both_0, both_1;
+        mul.f32 e_0, $1, $5;
+        mul.f32 e_1, $2, $6;
+        ex2.approx.ftz.f32 e_0, e_0;
+        ex2.approx.ftz.f32 e_1, e_1;
+        add.f32 e_0, e_0, 0f3F800000;
+        add.f32 e_1, e_1, 0f3F800000;
+        rcp.approx.ftz.f32 e_0, e_0;
+        rcp.approx.ftz.f32 e_1, e_1;
+        mul.f32 both_0, $1, $7;
+        mul.f32 both_1, $2, $8;
+        mul.f32 both_0, both_0, $3;
+        mul.f32 both_1, both_1, $4;
+        mul.f32 both_0, both_0, e_0;
+        mul.f32 both_1, both_1, e_1;
+        cvt.rn.TYPE.f32 $0, both_1, both_0;
+        }""".replace("TYPE", "bf16x2" if dtype == gl.bfloat16 else "f16x2")
+
+
+@gluon.jit
+def _gate_scaled(gate, up, factor, dtype: gl.constexpr):
+    """Return ``silu(gate) * up`` of both times the factors of their rows, rounded once."""
+    exponent, square = factor * -1.4426950408889634, factor * factor
+    return gl.inline_asm_elementwise(
+        _scaled_gate_instructions(dtype),
+        "=r,f,f,f,f,f,f,f,f",
+        [gate, up, exponent[:, None], square[:, None]],
+        dtype=dtype.value,
+        is_pure=True,
+        pack=2,
+    )
+
+
 @gluon.jit
 def _finish(
-    out_boxes, out_ring, out, places, found, left, right, row, strip,
-    GROUP: gl.constexpr, GATED: gl.constexpr, HEADS: gl.constexpr,
+    out_boxes, out_ring, out, places, found, factor, left, right, row, strip,
+    GROUP: gl.constexpr, GATED: gl.constexpr, NORM: gl.constexpr, HEADS: gl.constexpr,
 ):  # fmt: skip
     """Store what the halves of a product come to."""
     if HEADS[0] > 0:
-        leave_heads(out_ring, out, places, left, right, found, strip, GROUP, HEADS[0], HEADS[1], HEADS[2])
+        leave_heads(
+            out_ring, out, places, left, right, factor, found, strip, GROUP, NORM, HEADS[0], HEADS[1], HEADS[2]
+        )  # fmt: skip
     elif GATED:
-        _leave(out_boxes, out_ring.index(GROUP), _gate(left, right, out_boxes.dtype), row, strip * COLUMNS)
+        if NORM:
+            joined = _gate_scaled(left, right, factor, out_boxes.dtype)
+        else:
+            joined = _gate(left, right, out_boxes.dtype)
+        _leave(out_boxes, out_ring.index(GROUP), joined, row, strip * COLUMNS)
     else:
+        if NORM:
+            left *= factor[:, None]
+            right *= factor[:, None]
         staged = out_ring.index(GROUP)
         _leave(out_boxes, staged, left.to(out_boxes.dtype), row, strip * WEIGHTS)
         _leave(out_boxes, staged, right.to(out_boxes.dtype), row, strip * WEIGHTS + COLUMNS)

@@ -120,3 +120,10 @@ def cut_tiles(
         num_pieces=pieces,
         num_items=num_whole + num_last * pieces,
     )
+
+
+def first_tiles_are_whole(config: ManyRowsConfig, tiling: Tiling, num_rows: int) -> bool:
+    """Whether the tile of each block of rows that is taken first has all inputs of its rows."""
+    num_blocks = -(-num_rows // (config.groups * GROUP_ROWS))
+    last_band = (num_blocks - 1) // config.band * config.band
+    return last_band * tiling.num_strips + num_blocks - last_band <= tiling.num_whole

@@ -87,7 +87,7 @@ class Decoder:
         residual = _embedded(inputs.token_ids, weights.embedding)
         layer = weights.layers[0]
         places = self._places(layer, inputs, kv_cache[0])
-        heads = project_heads(rms_norm(residual, None, eps), layer.qkv, layer.qkv_bias, places)
+        heads = project_heads(residual, layer.qkv, layer.qkv_bias, places, eps=eps)
         for index, following in enumerate(weights.layers[1:num_layers]):
             attended = self._attention(
                 layer, heads, inputs, kv_cache[index], windows[index], schedules[windows[index]]
