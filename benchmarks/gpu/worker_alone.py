@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from quire_scheduler.core import Sampling
+from quire_worker.compiler_pool import compiler_pool
 from quire_worker.loading import load_model
 
 from benchmarks.gpu.model import Model
@@ -51,7 +52,8 @@ class WorkerAlone:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             model.write(Path(folder))
-            self._loaded = load_model(WorkerConfig(**model.flags(Path(folder))))
+            config = WorkerConfig(**model.flags(Path(folder)))
+            self._loaded = load_model(config, compiler_pool(config.device))
         self._limits = model.scheduler_flags
         self.load_s = time.perf_counter() - start
         garbage.settle()  # as the processes do once they serve
