@@ -23,7 +23,7 @@ from quire_kernels.linear.tiling import (
     many_rows_config,
 )
 
-from tests.kernels.test_linear_many_rows import assert_close, head_places, on_hopper, random, rotate_after
+from tests.kernels.many_rows_case import assert_close, head_places, on_hopper, random, rotate_after
 
 many_rows = pytest.importorskip("quire_kernels.linear.many_rows", exc_type=ImportError)
 

@@ -2,7 +2,7 @@
 
 Two or three warpgroups multiply, each with 64 rows of a tile and all of its 256 weights; the first of them also starts the
 copies that all read, which leaves the registers of a feeding warp to a third warpgroup. Gates and ups of the same outputs
-meet in the registers of a thread, and the activation leaves in place of both.
+meet in the registers of a thread, and the activation (`gates.py`) leaves in place of both.
 """
 
 # Gluon's types do not know its compile-time values.
@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from quire_kernels.linear.gates import join_gates, join_scaled_gates
 from quire_kernels.linear.head_rotation import find_rows, leave_heads, split_runs
 from quire_kernels.linear.row_factors import (
     add_squares,
@@ -279,84 +280,6 @@ def _load_residual(out, row, strip, num_rows, num_outputs):
 
 
 @gluon.jit
-def _gate(gate, up, dtype: gl.constexpr):
-    """Return ``silu(gate) * up``, of both as they would have been stored."""
-    if dtype == gl.bfloat16:
-        # Two at a time: conversions one by one, and exponentials that care for the smallest numbers, take twice as long.
-        joined = gl.inline_asm_elementwise(
-            """{
-            .reg .b32 gates, ups;
-            .reg .f32 gate_0, gate_1, up_0, up_1, e_0, e_1;
-            cvt.rn.bf16x2.f32 gates, $2, $1;
-            cvt.rn.bf16x2.f32 ups, $4, $3;
-            shl.b32 gate_0, gates, 16;
-            and.b32 gate_1, gates, 0xffff0000;
-            shl.b32 up_0, ups, 16;
-            and.b32 up_1, ups, 0xffff0000;
-            mul.f32 e_0, gate_0, 0fBFB8AA3B;
-            mul.f32 e_1, gate_1, 0fBFB8AA3B;
-            ex2.approx.ftz.f32 e_0, e_0;
-            ex2.approx.ftz.f32 e_1, e_1;
-            add.f32 e_0, e_0, 0f3F800000;
-            add.f32 e_1, e_1, 0f3F800000;
-            rcp.approx.ftz.f32 e_0, e_0;
-            rcp.approx.ftz.f32 e_1, e_1;
-            mul.f32 e_0, gate_0, e_0;
-            mul.f32 e_1, gate_1, e_1;
-            mul.f32 e_0, e_0, up_0;
-            mul.f32 e_1, e_1, up_1;
-            cvt.rn.bf16x2.f32 $0, e_1, e_0;
-            }""",
-            "=r,f,f,f,f",
-            [gate, up],
-            dtype=gl.bfloat16,
-            is_pure=True,
-            pack=2,
-        )
-    else:
-        gate = gate.to(dtype).to(gl.float32)
-        joined = (gate * (1 / (1 + gl.exp(-gate))) * up.to(dtype).to(gl.float32)).to(dtype)
-    return joined
-
-
-@gluon.constexpr_function
-def _scaled_gate_instructions(dtype):
-    """Of two outputs: gates, ups, and of both rows the factor for the exponent of two and the factor's square."""
-    return """{
-        .reg .f32 e_0, e_1, both_0, both_1;
-        mul.f32 e_0, $1, $5;
-        mul.f32 e_1, $2, $6;
-        ex2.approx.ftz.f32 e_0, e_0;
-        ex2.approx.ftz.f32 e_1, e_1;
-        add.f32 e_0, e_0, 0f3F800000;
-        add.f32 e_1, e_1, 0f3F800000;
-        rcp.approx.ftz.f32 e_0, e_0;
-        rcp.approx.ftz.f32 e_1, e_1;
-        mul.f32 both_0, $1, $7;
-        mul.f32 both_1, $2, $8;
-        mul.f32 both_0, both_0, $3;
-        mul.f32 both_1, both_1, $4;
-        mul.f32 both_0, both_0, e_0;
-        mul.f32 both_1, both_1, e_1;
-        cvt.rn.TYPE.f32 $0, both_1, both_0;
-        }""".replace("TYPE", "bf16x2" if dtype == gl.bfloat16 else "f16x2")
-
-
-@gluon.jit
-def _gate_scaled(gate, up, factor, dtype: gl.constexpr):
-    """Return ``silu(gate) * up`` of both times the factors of their rows, rounded once."""
-    exponent, square = factor * -1.4426950408889634, factor * factor
-    return gl.inline_asm_elementwise(
-        _scaled_gate_instructions(dtype),
-        "=r,f,f,f,f,f,f,f,f",
-        [gate, up, exponent[:, None], square[:, None]],
-        dtype=dtype.value,
-        is_pure=True,
-        pack=2,
-    )
-
-
-@gluon.jit
 def _finish(
     out_boxes, out_ring, out, places, found, factor, left, right, row, strip,
     GROUP: gl.constexpr, GATED: gl.constexpr, NORM: gl.constexpr, HEADS: gl.constexpr,
@@ -368,9 +291,9 @@ def _finish(
         )  # fmt: skip
     elif GATED:
         if NORM:
-            joined = _gate_scaled(left, right, factor, out_boxes.dtype)
+            joined = join_scaled_gates(left, right, factor, out_boxes.dtype)
         else:
-            joined = _gate(left, right, out_boxes.dtype)
+            joined = join_gates(left, right, out_boxes.dtype)
         _leave(out_boxes, out_ring.index(GROUP), joined, row, strip * COLUMNS)
     else:
         if NORM:
