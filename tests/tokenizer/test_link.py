@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from quire_tokenizer import scheduler_link
 from quire_tokenizer.router import Router
 from quire_tokenizer.scheduler_link import SchedulerLink
 from quire_tokenizer.stream import RequestStream
@@ -121,6 +122,26 @@ def _request(request_id: str = "one") -> RequestStream:
         codec=TextCodec(word_level()),
         model="m",
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "window_bytes"), [("127.0.0.1:1", 8192), ("[::1]:1", 8192), ("scheduler:1", None)]
+)
+async def test_little_is_read_ahead_of_a_scheduler_on_the_same_host_alone(
+    address: str, window_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: asyncio.Queue[int | None] = asyncio.Queue(8)
+
+    def refuse(_address: str, *, window_bytes: int | None) -> None:
+        asked.put_nowait(window_bytes)
+        raise Unavailable("nobody listens there")
+
+    monkeypatch.setattr(scheduler_link, "open_channel", refuse)
+    link = asyncio.create_task(SchedulerLink(address, "test", lambda _link: None).run())
+    try:
+        assert await asyncio.wait_for(asked.get(), _WITHIN_S) == window_bytes
+    finally:
+        link.cancel()
 
 
 async def test_request_that_was_resumed_meanwhile_is_not_retried_as_well() -> None:
