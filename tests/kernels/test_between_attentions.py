@@ -113,7 +113,9 @@ def test_a_sum_and_the_gate_of_its_norm_equal_the_reference(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_rows", [16, 80])
-def test_products_that_float16_holds_once_they_are_normed_are_normed_first(num_rows: int) -> None:
+def test_products_too_large_for_float16_before_their_norm_are_scaled_before_they_are_rounded(
+    num_rows: int,
+) -> None:
     layer, attended = weights(torch.float16), drawn(num_rows, Q_SIZE, dtype=torch.float16)
     residual = 6e4 * drawn(num_rows, HIDDEN, dtype=torch.float16).sign()
     options: dict[str, Any] = {"eps": EPS, "next_weight": layer["qkv"], "next_bias": None}

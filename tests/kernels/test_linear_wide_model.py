@@ -22,6 +22,7 @@ from quire_kernels.linear.tuning import (
     suits_tiles,
     tiles_config,
 )
+from quire_kernels.norm.reference import rms_norm
 
 from tests.kernels.case import DEVICE, assert_close, random
 
@@ -174,7 +175,7 @@ def test_products_equal_the_reference_as_they_are_served(model: str, name: str) 
         residual = random(num_rows + 8, num_outputs, dtype=torch.bfloat16)
         first = served(name, x, weight, bias, residual)
         if gated:
-            assert_rows_close(first, reference.gated_linear(x, weight))
+            assert_rows_close(first, reference.gated_linear(rms_norm(x, None, EPS), weight))
         elif name == "qkv":
             assert_rows_close(first, reference.linear(x, weight, bias))
         else:
@@ -187,7 +188,7 @@ def served(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: 
     if name == "gate_up":
         poison = x.new_full((len(x), len(weight) // 2), float("nan"))
         del poison
-        return gated_linear(x, weight, bias)
+        return gated_linear(x, weight, bias, eps=EPS)
     held = residual.clone()
     out = held[: len(x)]
     if name == "qkv":

@@ -70,12 +70,12 @@ def test_heads_equal_those_of_two_launches_bit_for_bit(num_rows: int, num_heads:
 def test_projection_chooses_the_kernel_that_rotates_and_graphs_equal_it() -> None:
     x, weight = random(4096, 2048), random(6144, 2048) / 45
     places = head_places(4096, 8)
-    eager = dispatch.project_heads(x, weight, None, places)
+    eager = dispatch.project_heads(x, weight, None, places, eps=1e-5)
     assert eager.shape == (4096, 4096)
     held = places.k_cache.clone(), places.v_cache.clone()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = dispatch.project_heads(x, weight, None, places)
+        captured = dispatch.project_heads(x, weight, None, places, eps=1e-5)
     for _ in range(3):
         captured.fill_(float("nan"))
         places.k_cache.fill_(float("nan"))
@@ -83,11 +83,11 @@ def test_projection_chooses_the_kernel_that_rotates_and_graphs_equal_it() -> Non
         assert torch.equal(captured, eager)
         assert torch.equal(places.k_cache.nan_to_num(), held[0].nan_to_num())
         assert torch.equal(places.v_cache.nan_to_num(), held[1].nan_to_num())
-    assert dispatch.project_heads(x[:64], weight, None, head_places(64, 8)).shape == (64, 6144)
+    assert dispatch.project_heads(x[:64], weight, None, head_places(64, 8), eps=1e-5).shape == (64, 6144)
 
 
 class HeadsKernel:
-    """As the module of the kernel is to the dispatch: it suits all that it is asked for."""
+    """As the module of the kernel is to the dispatch: it suits all that it is asked for, and heads are one wide, others two."""
 
     def suits_heads(self, *_: Any) -> bool:
         return True
@@ -111,25 +111,25 @@ def heads_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("heads_kernel")
 @pytest.mark.parametrize(
-    ("changes", "rotates"),
+    ("changes", "width"),
     [
-        ({}, True),
-        ({"num_rows": MANY_ROWS - 1}, False),
-        ({"dtype": torch.float32}, False),
-        ({"bias": torch.zeros(384)}, False),
-        ({"told": False}, False),
+        ({}, 1),
+        ({"num_rows": MANY_ROWS - 1}, 64),
+        ({"dtype": torch.float32}, 64),
+        ({"bias": torch.zeros(384)}, 64),
+        ({"told": False}, 2),
     ],
     ids=["many rows", "fewer rows", "float32", "a bias", "not told where"],
 )
 def test_heads_are_rotated_by_their_projection_where_it_can(
-    changes: dict[str, Any], rotates: bool, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = {"num_rows": MANY_ROWS, "dtype": torch.bfloat16, "bias": None, "told": True, **changes}
     x, weight = (torch.zeros(size, 64, dtype=case["dtype"]) for size in (case["num_rows"], 384))
     places = head_places(case["num_rows"], 1, device="cpu") if case["told"] else None
     monkeypatch.setattr(projection, "linear", lambda x, weight, bias: x)
-    made = dispatch.project_heads(x, weight, case["bias"], places)
-    assert made.shape == (case["num_rows"], 1 if rotates else 64)
+    made = dispatch.project_heads(x, weight, case["bias"], places, eps=1e-5)
+    assert made.shape == (case["num_rows"], width)
 
 
 @pytest.mark.usefixtures("heads_kernel")

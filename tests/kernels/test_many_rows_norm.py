@@ -1,5 +1,6 @@
 """Products of many rows that stand for those of a norm, against a float64 norm and product."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,20 +18,28 @@ from quire_kernels.linear.tiling import (
     TALL,
     TALL_GATED,
     WIDE,
-    ManyRowsConfig,
+    Tiling,
     cut_tiles,
-    first_tiles_are_whole,
     many_rows_config,
 )
 
 from tests.kernels.many_rows_case import assert_close, head_places, on_hopper, random, rotate_after
 
 many_rows = pytest.importorskip("quire_kernels.linear.many_rows", exc_type=ImportError)
+many_rows_tile = pytest.importorskip("quire_kernels.linear.many_rows_tile", exc_type=ImportError)
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
 EPS = 1e-5
-SHAPES = [(1, 128, 64), (192, 2304, 4096), (777, 640, 320), (4099, 2304, 512), (5000, 2304, 4096)]
+NUM_PROGRAMS = 132
+SHAPES = [
+    (1, 128, 64),
+    (192, 2304, 4096),
+    (777, 640, 320),
+    (4099, 2304, 512),
+    (5000, 2304, 4096),
+    (131_072, 128, 64),
+]
 PLAIN = [WIDE, TALL]
 GATED = [WIDE, TALL_GATED, replace(TALL_GATED, band=2)]
 
@@ -39,12 +48,8 @@ GATED = [WIDE, TALL_GATED, replace(TALL_GATED, band=2)]
 def within(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether products take norms in where they can, or leave them to another kernel."""
     if not request.param:
-        monkeypatch.setattr(many_rows, "first_tiles_are_whole", never)
+        monkeypatch.setattr(many_rows, "MAX_ROWS", 0)
     return request.param
-
-
-def never(*_: object) -> bool:
-    return False
 
 
 def uneven_rows(num_rows: int, num_inputs: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -205,32 +210,97 @@ def test_a_norm_before_a_product_of_many_rows_is_no_launch(
     assert launched == ([] if expected else [EPS, EPS])
 
 
-@pytest.mark.gpu
-@on_hopper
 def test_a_product_that_adds_is_refused_a_norm() -> None:
+    x, weight, out = (torch.zeros(size, dtype=torch.bfloat16) for size in ((2, 64), (128, 64), (2, 128)))
     with pytest.raises(ValueError, match="no norm"):
-        many_rows.linear_many_rows(random(2, 64), random(128, 64), out=random(2, 128), add=True, eps=EPS)
+        many_rows.linear_many_rows(x, weight, out=out, add=True, eps=EPS)
+
+
+class NotedLaunches:
+    """As a kernel is to its launcher: it notes of which rows, and whether it was to norm them."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Tensor, bool]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda x, *_, NORM, **__: self.made.append((x, NORM))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "eps", "norms"), [(256, EPS, True), (257, EPS, False), (256, None, False)]
+)
+def test_rows_that_are_too_many_for_factors_are_normed_before(
+    num_rows: int, eps: float | None, norms: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches, x = NotedLaunches(), torch.zeros(num_rows, 64, dtype=torch.bfloat16)
+    normed, cuts = torch.ones_like(x), list[bool]()
+
+    def cut(*sizes: Any, gated: bool, normed: bool) -> Tiling:
+        cuts.append(normed)
+        return cut_tiles(*sizes, gated=gated, normed=normed)
+
+    monkeypatch.setattr(many_rows, "cut_tiles", cut)
+    monkeypatch.setattr(many_rows, "MAX_ROWS", 256)
+    monkeypatch.setattr(many_rows, "_linear_many_rows_kernel", launches)
+    monkeypatch.setattr(many_rows, "_describe", lambda tensor, box: tensor)
+    monkeypatch.setattr(many_rows, "num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(many_rows, "overlaps_launches", lambda device: False)
+    monkeypatch.setattr(many_rows, "rms_norm_rows", lambda x, weight, eps: normed)
+    many_rows.linear_many_rows(x, torch.zeros(256, 64, dtype=torch.bfloat16), eps=eps)
+    ((multiplied, within),) = launches.made
+    assert [within] == cuts == [norms]
+    assert multiplied is (normed if eps and not norms else x)
+
+
+class HostLanguage:
+    """What a function of the kernel asks of its language, for numbers of the host."""
+
+    minimum = staticmethod(min)
+
+    @staticmethod
+    def cdiv(number: int, divisor: int) -> int:
+        return -(-number // divisor)
+
+    @staticmethod
+    def where(condition: bool, one: int, other: int) -> int:
+        return one if condition else other
+
+    @staticmethod
+    def num_programs(axis: int) -> int:
+        return NUM_PROGRAMS
 
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("num_outputs", [128, 3072, 6144, 14336])
-def test_first_tiles_are_whole_where_no_piece_is_among_them(num_outputs: int, gated: bool) -> None:
-    for num_rows in (1, 192, 193, 1024, 2048, 4099, 5000, 8192):
-        for config in (many_rows_config(num_rows, gated=gated), WIDE, replace(TALL, band=3)):
-            tiling = cut_tiles(config, num_rows, num_outputs, 4096, 132, gated=gated)
-            firsts = list(first_tiles(config, tiling.num_strips, num_rows))
-            assert len(firsts) == -(-num_rows // (64 * config.groups))
-            assert first_tiles_are_whole(config, tiling, num_rows) == all(
-                f < tiling.num_whole for f in firsts
-            )
+def test_the_tile_that_is_taken_first_of_its_rows_is_whole_and_knows_it(
+    num_outputs: int, gated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_rows_tile, "gl", HostLanguage)
+    for num_rows in (1, 192, 193, 1024, 2048, 4099, 4352, 5000, 8192):
+        for config in (many_rows_config(num_rows, gated=gated), WIDE, replace(TALL_GATED, band=3)):
+            tiling = cut_tiles(config, num_rows, num_outputs, 4096, NUM_PROGRAMS, gated=gated, normed=True)
+            taken, first = set[int](), dict[int, int]()
+            for tile in range(num_tiles(tiling)):
+                row, _strip, _backwards, is_first = many_rows_tile._place_of_tile.fn(
+                    tile, num_rows, tiling.num_strips, 64 * config.groups, config.band, config.to_and_fro
+                )
+                assert is_first == (row not in taken)
+                taken.add(row)
+                if is_first:
+                    first[row] = tile
+            assert sorted(first) == list(range(0, num_rows, 64 * config.groups))
+            assert max(first.values()) < tiling.num_whole
 
 
-def first_tiles(config: ManyRowsConfig, num_strips: int, num_rows: int) -> list[int]:
-    """The tile of each block of rows with the lowest number."""
-    num_blocks = -(-num_rows // (64 * config.groups))
-    firsts, begin = [], 0
-    for band in range(0, num_blocks, config.band):
-        height = min(config.band, num_blocks - band)
-        firsts += range(begin, begin + height)
-        begin += height * num_strips
-    return firsts
+def num_tiles(tiling: Tiling) -> int:
+    return tiling.num_whole + (tiling.num_items - tiling.num_whole) // tiling.num_pieces
+
+
+@pytest.mark.parametrize(
+    ("shape", "pieces", "pieces_normed"), [((4352, 6144, 2048), 2, 1), ((8192, 14336, 4096), 2, 2)]
+)
+def test_tiles_are_in_pieces_where_a_norm_leaves_them(
+    shape: tuple[int, int, int], pieces: int, pieces_normed: int
+) -> None:
+    assert cut_tiles(TALL_GATED, *shape, NUM_PROGRAMS, gated=True).num_pieces == pieces
+    assert cut_tiles(TALL_GATED, *shape, NUM_PROGRAMS, gated=True, normed=True).num_pieces == pieces_normed

@@ -51,18 +51,14 @@ def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
     return residual if bias is None else residual.add_(bias)
 
 
-def gated_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float | None = None
-) -> Tensor:
-    """Project to gate and up and join them, of the norm of ``x`` by no weight where ``eps`` is given; see
-    `linear.reference.gated_linear`.
-    """
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float) -> Tensor:
+    """Project the norm of ``x``, by no weight, to gate and up and join them; see `linear.reference.gated_linear`."""
     if ours := _many_rows_product(x, weight, bias, gated=True):
         return ours(x, weight, gated=True, eps=eps)
-    x = x if eps is None else rms_norm(x, None, eps)
-    if ours := _our_product(x, weight, bias, gated=True):
-        return ours(x, weight, bias, gated=True)
-    return silu_and_mul(linear(x, weight, bias))
+    normed = rms_norm(x, None, eps)
+    if ours := _our_product(normed, weight, bias, gated=True):
+        return ours(normed, weight, bias, gated=True)
+    return silu_and_mul(linear(normed, weight, bias))
 
 
 def add_norm_project_(
@@ -96,16 +92,14 @@ def add_norm_project_(
 
 
 def project_heads(
-    x: Tensor, weight: Tensor, bias: Tensor | None, places: HeadPlaces | None, *, eps: float | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None, places: HeadPlaces | None, *, eps: float
 ) -> Tensor:
-    """Project to queries, keys and values, side by side, of the norm of ``x`` by no weight where ``eps`` is given. Where
-    ``places`` says how they are rotated and where keys and values go, and a kernel does so as it leaves the product, they are
-    done with: what returns then is the queries alone.
+    """Project the norm of ``x``, by no weight, to queries, keys and values, side by side. Where ``places`` says how they are
+    rotated and where keys and values go, and a kernel does so as it leaves the product, they are done with: what returns then
+    is the queries alone.
     """
     if places and bias is None and (many := _many_rows_kernel(x)) and many.suits_heads(x, weight, places):
         return many.linear_many_rows_heads(x, weight, places, eps=eps)
-    if eps is None:
-        return linear(x, weight, bias)
     if ours := _many_rows_product(x, weight, bias):
         return ours(x, weight, eps=eps)
     return linear(rms_norm(x, None, eps), weight, bias)
@@ -126,8 +120,8 @@ def _products_around_norm(
     *,
     gated: bool,
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]] | None:
-    """The kernels of two products with a norm between them, or None where it is a launch of its own: one row, large weights,
-    and products that the library makes.
+    """The kernels of two products that share a norm between them, or None: one row, large weights, and products that the
+    library or the kernel for many rows makes.
     """
     if residual.shape[0] == 1 or not suits_folded_norm(max(weight.numel(), next_weight.numel())):
         return None

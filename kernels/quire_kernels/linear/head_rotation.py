@@ -1,8 +1,8 @@
 """How a product that makes heads leaves its tiles: queries and keys rotated, keys and values in the paged cache.
 
 Truth: `rotary/reference.py`, of a product that has been rounded. A tile has two heads of 128; of both, the same 32 elements
-of either half are rounded into shared memory and read back as whole runs, so that each cosine and sine is loaded once. Knows
-no norm, and nothing of how the product came about.
+of either half are rounded into shared memory and read back as whole runs, so that each cosine and sine is loaded once. Rows
+may be multiplied by factors before; where these or the product come from is not known here.
 """
 
 # pyright: reportAssignmentType=false

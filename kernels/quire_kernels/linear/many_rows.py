@@ -35,7 +35,6 @@ from quire_kernels.linear.tiling import (
     TILE_WEIGHTS,
     ManyRowsConfig,
     cut_tiles,
-    first_tiles_are_whole,
     many_rows_config,
     suits_many_rows,
 )
@@ -200,11 +199,12 @@ def linear_many_rows(
     config: ManyRowsConfig | None = None,
 ) -> Tensor:
     """Return the product of ``x [T, K]`` and ``weight [N, K]``, added to ``out`` where that is asked for; a gated one has a
-    ``weight [2 N, K]``, gates first, and returns ``silu(gate) * up`` of both as they would have been stored. With ``eps`` rows
-    of the product are multiplied by the factors of their RMSNorm, as if ``x`` had been normed, by no weight.
+    ``weight [2 N, K]``, gates first, and returns ``silu(gate) * up`` of both as they would have been stored. With ``eps`` it is
+    the product of the RMSNorm of ``x``, by no weight: rows are multiplied by their factors before anything is rounded.
 
     Products on one device must not run at the same time: they share the counters by which the last piece of a tile knows
-    itself. Raises ``ValueError`` on tensors that the kernel cannot take.
+    itself, and programs of one that norms wait for each other (`row_factors.py`). Raises ``ValueError`` on tensors that the
+    kernel cannot take.
     """
     (num_rows, num_inputs), num_outputs = x.shape, weight.shape[0] // (2 if gated else 1)
     if num_inputs != weight.shape[1]:
@@ -297,13 +297,13 @@ def _launch(
     num_outputs = weight.shape[0] // (2 if gated else 1)
     num_programs = num_multiprocessors(x.device)
     config = config or many_rows_config(num_rows, gated=gated)
-    tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, num_programs, gated=gated)
-    num_parts = (tiling.num_items - tiling.num_whole) * config.groups
-    parts = torch.empty((num_parts, GROUP_ROWS, TILE_WEIGHTS), dtype=torch.float32, device=x.device)
-    norms = eps is not None and num_rows <= MAX_ROWS and first_tiles_are_whole(config, tiling, num_rows)
-    factors, launches = shared_factors(x.device) if norms else (out, out)
+    norms = eps is not None and num_rows <= MAX_ROWS
     if eps is not None and not norms:
         x = rms_norm_rows(x, None, eps)
+    tiling = cut_tiles(config, num_rows, num_outputs, num_inputs, num_programs, gated=gated, normed=norms)
+    num_parts = (tiling.num_items - tiling.num_whole) * config.groups
+    parts = torch.empty((num_parts, GROUP_ROWS, TILE_WEIGHTS), dtype=torch.float32, device=x.device)
+    factors, launches = shared_factors(x.device) if norms else (out, out)
     overlap = overlaps_launches(x.device)
     _linear_many_rows_kernel[(min(num_programs, tiling.num_items),)](
         _describe(x, [GROUP_ROWS, STEP_INPUTS]),

@@ -3,6 +3,10 @@
 They are the second half of a norm whose weight is in the weights already. Where a product works them out by itself, the first
 tile of each block of rows adds up the squares of its rows while they lie in shared memory to be multiplied, and leaves the
 factors for all others, each with the tag of this launch, so that none must be cleared: who reads waits until it is there.
+
+All programs of such a product must be able to run at once: they are no more than there are multiprocessors, and nothing else on
+the device may wait for multiprocessors that it keeps. Two processes that share a GPU by turns are no danger to each other; under
+MPS, which lets them run side by side, they are.
 """
 
 # pyright: reportAssignmentType=false
@@ -15,8 +19,8 @@ import triton.experimental.gluon as gluon
 import triton.experimental.gluon.language as gl
 from torch import Tensor
 
-MAX_ROWS = 32768
-"""Rows of which factors can be worked out."""
+MAX_ROWS = 131_072
+"""Rows of which factors can be worked out: a megabyte of them."""
 
 _PAST_END = 256
 """Rows that the last block of rows may have beyond these."""
@@ -31,7 +35,7 @@ class SharedFactors(NamedTuple):
 
 @cache
 def shared_factors(device: torch.device) -> SharedFactors:
-    """Those of a device; made before anything is captured."""
+    """Those of a device. The first product must not be captured: what begins as zeros would do so again at each replay."""
     return SharedFactors(
         torch.zeros(MAX_ROWS + _PAST_END, dtype=torch.int64, device=device),
         torch.zeros(2, dtype=torch.int32, device=device),

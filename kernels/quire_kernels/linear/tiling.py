@@ -104,14 +104,20 @@ def cut_tiles(
     num_programs: int,
     *,
     gated: bool,
+    normed: bool = False,
 ) -> Tiling:
-    """Cut a product into tiles, and those of the last turn into pieces, until every program has one."""
+    """Cut a product into tiles, and those of the last turn into pieces, until every program has one. Where rows are to be
+    ``normed``, the tile that is taken first of each block of rows is whole: it has all inputs to find their factors by.
+    """
     num_strips = -(-num_outputs // (TILE_WEIGHTS // 2 if gated else TILE_WEIGHTS))
-    num_tiles = -(-num_rows // (config.groups * GROUP_ROWS)) * num_strips
+    num_blocks = -(-num_rows // (config.groups * GROUP_ROWS))
+    num_tiles = num_blocks * num_strips
     num_last = num_tiles % num_programs
     pieces = min(config.max_pieces, num_inputs // STEP_INPUTS // _MIN_STEPS)
     pieces = min(pieces, num_programs // num_last) if num_last else 1
-    if pieces <= 1:
+    last_band = (num_blocks - 1) // config.band * config.band
+    last_first = last_band * num_strips + num_blocks - 1 - last_band
+    if pieces <= 1 or (normed and last_first >= num_tiles - num_last):
         num_last, pieces = 0, 1
     num_whole = num_tiles - num_last
     return Tiling(
@@ -120,10 +126,3 @@ def cut_tiles(
         num_pieces=pieces,
         num_items=num_whole + num_last * pieces,
     )
-
-
-def first_tiles_are_whole(config: ManyRowsConfig, tiling: Tiling, num_rows: int) -> bool:
-    """Whether the tile of each block of rows that is taken first has all inputs of its rows."""
-    num_blocks = -(-num_rows // (config.groups * GROUP_ROWS))
-    last_band = (num_blocks - 1) // config.band * config.band
-    return last_band * tiling.num_strips + num_blocks - last_band <= tiling.num_whole
