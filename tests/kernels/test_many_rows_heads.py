@@ -128,6 +128,7 @@ def test_heads_are_rotated_by_their_projection_where_it_can(
     x, weight = (torch.zeros(size, 64, dtype=case["dtype"]) for size in (case["num_rows"], 384))
     places = head_places(case["num_rows"], 1, device="cpu") if case["told"] else None
     monkeypatch.setattr(projection, "linear", lambda x, weight, bias: x)
+    monkeypatch.setattr(projection, "rms_norm", lambda x, weight, eps: x)
     made = dispatch.project_heads(x, weight, case["bias"], places, eps=1e-5)
     assert made.shape == (case["num_rows"], width)
 
