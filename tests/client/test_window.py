@@ -35,7 +35,9 @@ async def _peak_until(done: asyncio.Event, owner: Scheduler) -> int:
 async def test_ten_thousand_prompts_come_back_in_order_and_never_fill_the_queue() -> None:
     prompts = [[1 + number % 500, 1 + number // 500] for number in range(10_000)]
     with scheduler() as owner, tokenizer(owner.address, "--served-model-name", "echo") as front:
-        async with echoing(EchoWorker(owner.address, max_num_seqs=256)), Client(front.address) as client:
+        # Requests gather while the first step runs, however fast they are served after it.
+        worker = EchoWorker(owner.address, max_num_seqs=256, first_step_s=1.0)
+        async with echoing(worker), Client(front.address) as client:
             await client.until_ready()
             done = asyncio.Event()
             async with Scheduler(owner.address) as watched:

@@ -2,7 +2,8 @@
 
 Its tokens are those of `expected_tokens`. `fate` decides what happens to each plan received and each answer sent, so
 that tests can lose, double or delay frames on either side. It answers at once, or `steps_per_s` times a second, as a device would
-that takes as long for every step. Knows no scheduler beyond the two protocols.
+that takes as long for every step; its first step takes `first_step_s`, in which it says that it is busy. Knows no scheduler beyond
+the two protocols.
 """
 
 import asyncio
@@ -50,6 +51,7 @@ class EchoWorker:
         protocol_version: int = PROTOCOL_VERSION,
         fate: Fate = delivered_once,
         steps_per_s: float = 0.0,
+        first_step_s: float = 0.0,
         model: str = "echo",
         max_model_len: int = MAX_MODEL_LEN,
         vocab_size: int = VOCAB_SIZE,
@@ -72,6 +74,8 @@ class EchoWorker:
         self._protocol_version = protocol_version
         self._fate = fate
         self._step_period_s = 1 / steps_per_s if steps_per_s else 0.0
+        self._first_step_s = first_step_s
+        self._busy = False
         self._worker = SimulatedWorker(
             num_blocks=num_blocks, block_size=BLOCK_SIZE, max_num_seqs=max_num_seqs, vocab_size=vocab_size
         )
@@ -130,7 +134,8 @@ class EchoWorker:
         while True:
             await asyncio.sleep(0.05)
             if not self.silent:
-                yield worker_pb2.RegisterRequest(heartbeat=worker_pb2.WorkerHeartbeat(epoch=self._epoch))
+                heartbeat = worker_pb2.WorkerHeartbeat(epoch=self._epoch, busy=self._busy)
+                yield worker_pb2.RegisterRequest(heartbeat=heartbeat)
 
     async def _begin(self, socket: "zmq.asyncio.Socket", epoch: int) -> None:
         self._worker.drop_slots()
@@ -143,6 +148,10 @@ class EchoWorker:
             frames = await socket.recv_multipart()
             if self.silent:
                 continue
+            if self._first_step_s:
+                self._busy = True
+                await asyncio.sleep(self._first_step_s)
+                self._busy, self._first_step_s = False, 0.0
             if self._step_period_s:
                 due = max(due + self._step_period_s, monotonic())
                 await asyncio.sleep(due - monotonic())
