@@ -183,6 +183,8 @@ def _take_steps(cache_dtype: torch.dtype) -> None:
     for num_rows in MANY_ROWS:
         x, weight = (torch.zeros((rows, 2048), dtype=torch.bfloat16) for rows in (num_rows, 6144))
         dispatch.gated_linear(x, weight, eps=1e-6)
+        if device.is_hopper(x.device):
+            many_rows.linear_many_rows(x, weight, gated=True)  # as of rows that are too many for factors
         dispatch.linear(x, weight)
         _project_heads(x, weight, cache_dtype)
 

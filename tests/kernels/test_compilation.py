@@ -3,12 +3,11 @@
 The interpreter accepts what the compiler refuses, so tests under it alone would let kernels rot.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.kernels.double_process import printed_by
 
 pytest.importorskip("triton")
 
@@ -54,13 +53,5 @@ MANY_ROWS = {"_linear_many_rows_kernel"}
 def test_the_kernels_of_a_step_compile(
     capability: int, cache_dtype: str, more: set[str], tmp_path: Path
 ) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.doubles.compile_only", str(capability), cache_dtype],
-        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert set(finished.stdout.split()) == KERNELS | more
+    printed = printed_by("compile_only", str(capability), cache_dtype, cache=tmp_path)
+    assert set(printed.split()) == KERNELS | more

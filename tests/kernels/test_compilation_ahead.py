@@ -1,15 +1,13 @@
 """What is compiled before the first step is all that later steps launch, on a machine that has no GPU."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kernels.double_process import printed_by
 from tests.kernels.test_compilation import BY_PAGES, BY_ROWS, KERNELS
 
 OF_PENALTIES = {"_reset_rows_kernel", "_copy_rows_kernel"}
@@ -50,13 +48,4 @@ def test_keys_on_disk_do_not_depend_on_what_was_hashed_first(tmp_path: Path) -> 
 
 
 def _printed_by(double: str, *arguments: str, cache: Path) -> dict[str, Any]:
-    finished = subprocess.run(
-        [sys.executable, "-m", f"tests.doubles.{double}", *arguments],
-        env={**os.environ, "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return json.loads(finished.stdout)
+    return json.loads(printed_by(double, *arguments, cache=cache))

@@ -2,7 +2,7 @@
 
 Two or three warpgroups multiply, each with 64 rows of a tile and all of its 256 weights; the first of them also starts the
 copies that all read, which leaves the registers of a feeding warp to a third warpgroup. Gates and ups of the same outputs
-meet in the registers of a thread, and the activation (`gates.py`) leaves in place of both.
+meet in the registers of a thread, and the activation (`many_rows_gates.py`) leaves in place of both.
 """
 
 # Gluon's types do not know its compile-time values.
@@ -18,8 +18,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from quire_kernels.linear.gates import join_gates, join_scaled_gates
 from quire_kernels.linear.head_rotation import find_rows, leave_heads, split_runs
+from quire_kernels.linear.many_rows_gates import join_gates, join_scaled_gates
 from quire_kernels.linear.row_factors import (
     add_squares,
     await_factors,

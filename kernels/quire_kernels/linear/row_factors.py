@@ -1,12 +1,12 @@
 """Factors of rows, by which a product of many rows stands for that of their norm: the inverse root mean square of each.
 
-They are the second half of a norm whose weight is in the weights already. Where a product works them out by itself, the first
-tile of each block of rows adds up the squares of its rows while they lie in shared memory to be multiplied, and leaves the
-factors for all others, each with the tag of this launch, so that none must be cleared: who reads waits until it is there.
+They are the second half of a norm whose weight is in the weights already. The first tile of each block of rows adds up the
+squares of its rows while they lie in shared memory to be multiplied, and leaves the factors for all others, each with the tag
+of this launch, so that none must be cleared: who reads waits until it is there.
 
 All programs of such a product must be able to run at once: they are no more than there are multiprocessors, and nothing else on
 the device may wait for multiprocessors that it keeps. Two processes that share a GPU by turns are no danger to each other; under
-MPS, which lets them run side by side, they are.
+MPS, which lets them run side by side, they are. Knows rows, their squares and a launch's tag; nothing of the product.
 """
 
 # pyright: reportAssignmentType=false
