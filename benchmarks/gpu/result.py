@@ -120,4 +120,4 @@ def _shares(rows: list[Row]) -> list[Row]:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 10 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" if value < 10 else f"{value:.1f}"

@@ -11,7 +11,7 @@ from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.agreement.conservation import check_conservation
 from benchmarks.gpu.floor import Floor, Rates
 from benchmarks.gpu.model import LLAMA_3_1_8B, MODELS, QWEN3_0_6B, tiny
-from benchmarks.gpu.result import FRONT_DOOR, SHARE_OF_WORKER, Row, merge_rows, read_rows
+from benchmarks.gpu.result import FRONT_DOOR, SHARE_OF_WORKER, Row, merge_rows, read_rows, table
 from benchmarks.gpu.sse_stream import SseStreams
 from benchmarks.gpu.trace import Summary, Trace
 from benchmarks.gpu.worker_alone import WorkerAlone
@@ -127,6 +127,10 @@ def test_worker_alone_measures_a_tiny_model() -> None:
     ]
     assert len(rows) == 2 + 1 + 5 + 3 + 2
     assert all(row.value > 0 for row in rows)
+
+
+def test_a_table_does_not_round_a_miss_away() -> None:
+    assert "| 1.155 | x |" in table([Row(case="P, ratio", load="cached", value=1.1549, unit="x")])
 
 
 def test_closed_loops_are_those_asked_for() -> None:
