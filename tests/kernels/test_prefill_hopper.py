@@ -1,6 +1,7 @@
 """Attention of prompts by the kernel for Hopper against its torch reference."""
 
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -14,7 +15,7 @@ from quire_kernels.attention.tuning import prefill_hopper_config
 from quire_kernels.rotary.heads import rotary_embedding_cache
 
 from tests.kernels.attention_case import HAS_PAGE_COPIES, LONG, MIXED, check_attention, paged_case
-from tests.kernels.case import BLOCK_SIZE, DEVICE, random
+from tests.kernels.case import BLOCK_SIZE, DEVICE, assert_close, random
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -51,6 +52,52 @@ def test_hopper_prefill_in_splits_equals_reference(group: int) -> None:
         lengths = [(40, 4000), (5, 70), (1, 900), (130, 2500), (64, 64)]
         case = paged_case(lengths, 2 * group, 2, 64, torch.float16)
         check_attention(case, None, tuned_for_cache=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_PAGE_COPIES, reason="the kernel is for Hopper")
+@pytest.mark.parametrize(("num_heads", "head_dim", "dtype"), [
+    (32, 128, torch.bfloat16), (24, 128, torch.bfloat16), (16, 64, torch.bfloat16), (32, 128, torch.float16),
+])  # fmt: skip
+def test_scores_of_any_size_equal_reference(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    """Most rows find scores that are hundreds of powers of two above those of the first keys that they saw."""
+    case = paged_case([(200, 3000), (129, 129), (40, 2001), (3, 70), (1, 500)], num_heads, 8, head_dim, dtype)
+    case[0].mul_(40)
+    for window in (None, 300):
+        check_attention(case, window, tuned_for_cache=True, padding=3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_PAGE_COPIES, reason="the kernel is for Hopper")
+@pytest.mark.parametrize("exponent", [-300, -40, 12, 63, 65, 100, 126, 129, 500])
+def test_keys_that_outweigh_all_before_them_equal_reference(exponent: int) -> None:
+    """One key is 2^``exponent`` times as heavy as the others, in the first, a middle or the last tile, for one row or for all."""
+    for place in (5, 700, 1290):
+        for rows in (slice(None), slice(37, 38)):
+            case = paged_case([(100, 1300), (2, 64)], 32, 8, 128, torch.bfloat16)
+            q, k_cache, _, tables, *_ = case
+            q[:100].mul_(1e-3)
+            q[rows, :, 0] = 16
+            k_cache[:, :, :, 0] = 0
+            heavy = exponent / (16 * 128**-0.5 * 1.4427)
+            k_cache[tables[0, place // BLOCK_SIZE], place % BLOCK_SIZE, :, 0] = heavy
+            check_attention(case, None, tuned_for_cache=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_PAGE_COPIES, reason="the kernel is for Hopper")
+def test_a_row_of_nothing_but_nan_spoils_no_other() -> None:
+    """Its items are done again, to no avail."""
+    case = paged_case([(100, 1300), (70, 70)], 32, 8, 128, torch.bfloat16)
+    attend = partial(
+        paged_attention_mixed, scale=0.1, sliding_window=None, max_query_len=100, max_seq_len=1300
+    )
+    expected = attend(*case)
+    case[0][60] = float("nan")
+    actual = attend(*case)
+    others = torch.arange(len(expected), device=DEVICE) != 60
+    assert actual[60].isnan().all()
+    assert_close(actual[others], expected[others])
 
 
 @pytest.mark.gpu

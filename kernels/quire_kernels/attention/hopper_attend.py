@@ -4,6 +4,11 @@ Each warpgroup has half of the query rows of an item, keeps them in registers an
 the other. It starts the products of a tile's keys and of the values before it in one go, and takes the softmax while the
 second of them and the other's run (after FlashAttention-3; Shah et al., 2024). The first keys of an item are multiplied with
 the last values of the one before, whose result is written while the other warpgroup multiplies.
+
+From all scores of an item the highest of its first tile is subtracted: in the range of bfloat16 later ones may be 2^64 times as
+heavy before anything is lost. So no tile waits for its highest score or rescales what came before; where scores did outgrow
+that, which is looked at once an item, the item is done again (`hopper_exact.py`). Where that would happen often the reference
+follows the highest score, as is usual: float16 holds less, and a row whose window begins behind the first tile has no score there.
 """
 
 # pyright: reportAssignmentType=false
@@ -18,44 +23,44 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_wait
 
+from quire_kernels.attention.hopper_exact import attend_exactly, has_outgrown, synchronize
 from quire_kernels.attention.hopper_feed import range_of_keys, read_note, stage_and_phase
+from quire_kernels.attention.hopper_softmax import (
+    LOWEST,
+    WARPGROUP_ROWS,
+    as_operand,
+    hide,
+    page_layout,
+    product_layout,
+    raise_reference,
+    rescale_rows,
+    sum_by_thread,
+    weigh,
+)
 
-WARPGROUP_ROWS = 64
 _HALF = gl.constexpr(WARPGROUP_ROWS)
 _NEGATIVE_INFINITY = gl.constexpr(-float("inf"))
-# Its name in Triton 3.6, and from 3.7 on.
-_synchronize = getattr(gl, "thread_barrier", None) or gl.barrier
-
-
-@gluon.constexpr_function
-def _product_layout(columns):
-    """How a warpgroup holds a product of 64 rows."""
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
-
-
-@gluon.constexpr_function
-def _page_layout(columns):
-    """How a warpgroup holds rows that it moves, 16 bytes a thread."""
-    return gl.BlockedLayout([1, 8], [256 // columns, columns // 8], [4, 1], [1, 0])
 
 
 @gluon.jit
 def attend(
-    out, part_out, part_lse, arrivals, queries, keys, values, notes, totals, score_scale, value_scale,
-    HALF: gl.constexpr, WINDOW: gl.constexpr, PAGE: gl.constexpr, NUM_HEADS: gl.constexpr,
-    NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr, TILE: gl.constexpr,
-    STAGES: gl.constexpr, Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
+    out, part_out, part_lse, arrivals, queries, keys, values, left, notes, totals, score_scale, value_scale,
+    caches, places, pages, HALF: gl.constexpr, WINDOW: gl.constexpr, BLOCK_SIZE: gl.constexpr, PAGE: gl.constexpr,
+    NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr,
+    TILE: gl.constexpr, STAGES: gl.constexpr, Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: attends with one half of the rows of each item, and leaves every stage that it has read."""
     HEAD_DIM: gl.constexpr = keys[0].shape[2]
+    DTYPE: gl.constexpr = keys[0].dtype
+    RESCALES: gl.constexpr = DTYPE == gl.float16 or WINDOW > 0  # noqa: SIM300
     TOKEN_ROWS: gl.constexpr = 2 * _HALF // BLOCK_Q  # the heads of a group, up to a power of two
-    O_LAYOUT: gl.constexpr = _product_layout(HEAD_DIM)
-    s_row = HALF * _HALF + gl.arange(0, _HALF, gl.SliceLayout(1, _product_layout(TILE)))
+    O_LAYOUT: gl.constexpr = product_layout(HEAD_DIM)
+    s_row = HALF * _HALF + gl.arange(0, _HALF, gl.SliceLayout(1, product_layout(TILE)))
     done = 0
     turn = 0
-    more, kv_head, _s, first_token, query_len, num_cached, tile_of_row, num_splits, split, first_part = (
-        read_note(notes, turn, NUM_KV_HEADS, NOTES)
-    )
+    (
+        more, kv_head, sequence, first_token, query_len, num_cached, tile_of_row, num_splits, split, first_part,
+    ) = read_note(notes, turn, NUM_KV_HEADS, NOTES)  # fmt: skip
     num_keys, begin, num_tiles = range_of_keys(
         query_len, num_cached, tile_of_row, num_splits, split, WINDOW, BLOCK_Q, TILE
     )
@@ -64,9 +69,9 @@ def attend(
     _await_keys(keys, done, more, STAGES)
     scores = _multiply_keys(q_rows, keys, done, STAGES)
     scores = warpgroup_mma_wait(0, deps=[scores])
-    mbarrier.arrive(keys[2].index(0), count=1)
-    weights, maximum, total = _first_softmax(scores, position, begin, score_scale, WINDOW)
-    weights = _as_operand(weights, keys[0].dtype)
+    mbarrier.arrive(left.index(0), count=1)
+    weights, reference, total = _first_softmax(scores, position, begin, score_scale, WINDOW)
+    weights = as_operand(weights, DTYPE)
     if OVERLAP:
         gdc_wait()  # for the room that results and parts are written to
     while more:
@@ -78,15 +83,26 @@ def attend(
             all_see = num_cached + first_query + HALF * (BLOCK_Q // 2) + 1
             num_open = gl.minimum(gl.maximum((all_see - begin) // TILE, 1), num_tiles)
         for tile in range(1, num_open):
-            weights, accumulated, maximum, total = _attend_tile(
-                q_rows, keys, values, totals, weights, accumulated, maximum, total, position,
-                begin + tile * TILE, done + tile, score_scale, HALF, False, WINDOW, STAGES,
+            weights, accumulated, reference, total = _attend_tile(
+                q_rows, keys, values, left, totals, weights, accumulated, reference, total, position,
+                begin + tile * TILE, done + tile, score_scale, HALF, False, RESCALES, WINDOW, STAGES,
             )  # fmt: skip
         for tile in range(num_open, num_tiles):
-            weights, accumulated, maximum, total = _attend_tile(
-                q_rows, keys, values, totals, weights, accumulated, maximum, total, position,
-                begin + tile * TILE, done + tile, score_scale, HALF, True, WINDOW, STAGES,
+            weights, accumulated, reference, total = _attend_tile(
+                q_rows, keys, values, left, totals, weights, accumulated, reference, total, position,
+                begin + tile * TILE, done + tile, score_scale, HALF, True, RESCALES, WINDOW, STAGES,
             )  # fmt: skip
+        # Not one condition: a kernel's `and` looks at both sides.
+        if not RESCALES:  # noqa: SIM102
+            if num_tiles > 1:  # noqa: SIM102
+                if has_outgrown(total, query_len - first_query, HALF, GROUP, TOKEN_ROWS):
+                    end = gl.minimum(begin + num_tiles * TILE, num_keys)
+                    accumulated, exact_reference, total = attend_exactly(
+                        q_rows, position, total, score_scale, caches, places, kv_head, sequence, begin, end,
+                        pages.index(HALF), HEAD_DIM, BLOCK_SIZE,
+                    )  # fmt: skip
+                    reference = gl.convert_layout(exact_reference, reference.type.layout)
+                    weights = gl.zeros_like(weights)  # of the last values, which are in it
         done += num_tiles
         turn += 1
         last, phase = stage_and_phase(done - 1, STAGES)
@@ -97,8 +113,8 @@ def attend(
 
         # The next item begins with the products that end this one. Where there is none, its scores mean nothing.
         (
-            more, next_kv_head, _s, next_first_token, next_query_len, num_cached, next_tile_of_row, next_num_splits,
-            next_split, next_first_part,
+            more, next_kv_head, next_sequence, next_first_token, next_query_len, num_cached, next_tile_of_row,
+            next_num_splits, next_split, next_first_part,
         ) = read_note(notes, turn, NUM_KV_HEADS, NOTES)  # fmt: skip
         num_keys, begin, num_tiles = range_of_keys(
             next_query_len, num_cached, next_tile_of_row, next_num_splits, next_split, WINDOW, BLOCK_Q, TILE
@@ -109,17 +125,19 @@ def attend(
         scores = _multiply_keys(q_rows, keys, done, STAGES)
         accumulated = warpgroup_mma(weights, values[0].index(last), accumulated, is_async=True)
         scores = warpgroup_mma_wait(1, deps=[scores])
-        mbarrier.arrive(keys[2].index(done % STAGES), count=1)
-        next_weights, next_maximum, next_total = _first_softmax(scores, position, begin, score_scale, WINDOW)
+        next_weights, next_reference, next_total = _first_softmax(
+            scores, position, begin, score_scale, WINDOW
+        )
         accumulated, weights = warpgroup_mma_wait(0, deps=[accumulated, weights])
-        mbarrier.arrive(values[2].index(last), count=1)
+        mbarrier.arrive(left.index(done % STAGES), count=1)
         _write(
-            out, part_out, part_lse, arrivals, accumulated, maximum, total, value_scale, kv_head, first_token,
+            out, part_out, part_lse, arrivals, accumulated, reference, total, value_scale, kv_head, first_token,
             query_len, first_query, num_splits, split, first_part, HALF, NUM_HEADS, NUM_KV_HEADS, GROUP, TOKEN_ROWS,
         )  # fmt: skip
-        weights, maximum, total = _as_operand(next_weights, keys[0].dtype), next_maximum, next_total
-        kv_head, first_token, query_len, tile_of_row = (
+        weights, reference, total = as_operand(next_weights, DTYPE), next_reference, next_total
+        kv_head, sequence, first_token, query_len, tile_of_row = (
             next_kv_head,
+            next_sequence,
             next_first_token,
             next_query_len,
             next_tile_of_row,
@@ -134,7 +152,7 @@ def _take_queries(queries, turn, more, HALF: gl.constexpr, TILE: gl.constexpr, Q
     stage, phase = stage_and_phase(turn, Q_STAGES)
     mbarrier.wait(full.index(stage), phase, pred=more)
     rows = ring.index(2 * stage + HALF).reshape([_HALF, ring.shape[3]])
-    rows = rows.load(gl.DotOperandLayout(0, _product_layout(TILE), 2))
+    rows = rows.load(gl.DotOperandLayout(0, product_layout(TILE), 2))
     mbarrier.arrive(empty.index(stage), count=1)
     return rows
 
@@ -151,7 +169,7 @@ def _multiply_keys(queries, keys, done, STAGES: gl.constexpr):
     """Start the product of the queries and the keys of a tile."""
     ring = keys[0]
     TILE: gl.constexpr = ring.shape[1]
-    zeros = gl.zeros([_HALF, TILE], gl.float32, _product_layout(TILE))
+    zeros = gl.zeros([_HALF, TILE], gl.float32, product_layout(TILE))
     return warpgroup_mma(
         queries, ring.index(done % STAGES).permute((1, 0)), zeros, use_acc=False, is_async=True
     )
@@ -159,76 +177,44 @@ def _multiply_keys(queries, keys, done, STAGES: gl.constexpr):
 
 @gluon.jit
 def _attend_tile(
-    queries, keys, values, totals, weights, accumulated, maximum, total, position, start, done, scale,
-    HALF: gl.constexpr, MASKED: gl.constexpr, WINDOW: gl.constexpr, STAGES: gl.constexpr,
+    queries, keys, values, left, totals, weights, accumulated, reference, total, position, start, done, scale,
+    HALF: gl.constexpr, MASKED: gl.constexpr, RESCALES: gl.constexpr, WINDOW: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Start the products of this tile's keys and of the values before it; return the state after this one's softmax."""
-    ring, full, empty = values
+    ring, full = values
     before, phase = stage_and_phase(done - 1, STAGES)
     _await_keys(keys, done, True, STAGES)
     mbarrier.wait(full.index(before), phase)
     scores = _multiply_keys(queries, keys, done, STAGES)
     accumulated = warpgroup_mma(weights, ring.index(before), accumulated, is_async=True)
     scores = warpgroup_mma_wait(1, deps=[scores])
-    new_weights, rescale, maximum, total = _softmax(
-        scores, maximum, total, position, start, scale, MASKED, WINDOW
-    )
-    new_weights = _as_operand(new_weights, ring.dtype)
-    # Nobody reads these. With the arrival behind their store, and the wait behind that, ptxas leaves the softmax before the
-    # wait; else it takes nearly all of it after.
+    if MASKED:
+        scores = hide(scores, position, start, WINDOW)
+    before_it = reference
+    if RESCALES:
+        reference = raise_reference(reference, scores, scale)
+        total = rescale_rows(total, gl.exp2(before_it - reference))
+    new_weights = weigh(scores, scale, reference)
+    total += sum_by_thread(new_weights)
+    new_weights = as_operand(new_weights, ring.dtype)
+    # Nobody reads these. With the wait behind their store ptxas leaves the softmax before it; else it takes nearly all of it
+    # after.
     totals.index(HALF).store(total)
-    mbarrier.arrive(keys[2].index(done % STAGES), count=1)
     accumulated, weights = warpgroup_mma_wait(0, deps=[accumulated, weights])
-    mbarrier.arrive(empty.index(before), count=1)
-    accumulated = (
-        accumulated * gl.convert_layout(rescale, gl.SliceLayout(1, accumulated.type.layout))[:, None]
-    )
-    return new_weights, accumulated, maximum, total
+    mbarrier.arrive(left.index(done % STAGES), count=1)
+    if RESCALES:
+        accumulated = rescale_rows(accumulated, gl.exp2(before_it - reference))
+    return new_weights, accumulated, reference, total
 
 
 @gluon.jit
 def _first_softmax(scores, position, start, scale, WINDOW: gl.constexpr):
-    """Return weights, maximum and total of the rows after the first tile of an item."""
-    LAYOUT: gl.constexpr = gl.SliceLayout(1, scores.type.layout)
-    maximum = gl.full([_HALF], _NEGATIVE_INFINITY, gl.float32, LAYOUT)
-    BY_THREAD: gl.constexpr = _sum_by_thread(scores).type.layout
-    total = gl.zeros([_HALF, 4], gl.float32, BY_THREAD)
-    weights, _rescale, maximum, total = _softmax(scores, maximum, total, position, start, scale, True, WINDOW)
-    return weights, maximum, total
-
-
-@gluon.jit
-def _softmax(scores, maximum, total, position, start, scale, MASKED: gl.constexpr, WINDOW: gl.constexpr):
-    """Return weights, their rescaling, and the new maximum and total of each row."""
-    if MASKED:
-        TILE: gl.constexpr = scores.shape[1]
-        LAYOUT: gl.constexpr = scores.type.layout
-        key = start + gl.arange(0, TILE, gl.SliceLayout(0, LAYOUT))
-        visible = key[None, :] <= position[:, None]
-        if WINDOW > 0:
-            visible = visible & (key[None, :] > position[:, None] - WINDOW)
-        scores = gl.where(visible, scores, _NEGATIVE_INFINITY)
-    new_maximum = gl.maximum(maximum, gl.max(scores, 1) * scale)
-    reference = new_maximum
-    if MASKED:  # a row that has seen no key yet must not subtract infinity from infinity
-        reference = gl.where(new_maximum == _NEGATIVE_INFINITY, 0.0, new_maximum)
-    weights = gl.exp2(gl.fma(scores, scale, -reference[:, None]))
-    rescale = gl.exp2(maximum - reference)
-    BY_THREAD: gl.constexpr = total.type.layout
-    rescale_total = gl.convert_layout(rescale, gl.SliceLayout(1, BY_THREAD))[:, None]
-    return weights, rescale, new_maximum, total * rescale_total + _sum_by_thread(weights)
-
-
-@gluon.jit
-def _sum_by_thread(weights):
-    """What each of the four threads that share a row has of its sum: they add theirs when the item ends."""
-    pairs = weights.reshape([_HALF, weights.shape[1] // 8, 4, 2])
-    return gl.sum(gl.sum(pairs, 3), 1)
-
-
-@gluon.jit
-def _as_operand(weights, dtype: gl.constexpr):
-    return gl.convert_layout(weights.to(dtype), gl.DotOperandLayout(0, weights.type.layout, 2))
+    """Return weights, reference and total of the rows after the first tile of an item."""
+    scores = hide(scores, position, start, WINDOW)
+    lowest = gl.full([_HALF], LOWEST, gl.float32, gl.SliceLayout(1, scores.type.layout))
+    reference = raise_reference(lowest, scores, scale)
+    weights = weigh(scores, scale, reference)
+    return weights, reference, sum_by_thread(weights)
 
 
 @gluon.jit
@@ -236,7 +222,7 @@ def _clear_past_the_end(values, num_valid, PAGE: gl.constexpr):
     """Zero the rows of the last page that hold no token: what was left there may be no number, and zero times that is none."""
     if num_valid % PAGE > 0:
         TILE: gl.constexpr = values.shape[0]
-        LAYOUT: gl.constexpr = _page_layout(values.shape[1])
+        LAYOUT: gl.constexpr = page_layout(values.shape[1])
         for page in gl.static_range(TILE // PAGE):
             if num_valid // PAGE == page:
                 part = values.slice(page * PAGE, PAGE, 0)
@@ -244,23 +230,22 @@ def _clear_past_the_end(values, num_valid, PAGE: gl.constexpr):
                 held = part.load(LAYOUT)
                 part.store(gl.where((row < num_valid)[:, None], held, gl.zeros_like(held)))
         fence_async_shared()
-        _synchronize()
+        synchronize()
 
 
 @gluon.jit
 def _write(
-    out, part_out, part_lse, arrivals, accumulated, maximum, total, value_scale, kv_head, first_token, query_len,
+    out, part_out, part_lse, arrivals, accumulated, reference, total, value_scale, kv_head, first_token, query_len,
     first_query, num_splits, split, first_part, HALF: gl.constexpr, NUM_HEADS: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, TOKEN_ROWS: gl.constexpr,
 ):  # fmt: skip
     """Write the result of an item; where it is one of several splits the part, and by the first split the merged result."""
     HEAD_DIM: gl.constexpr = accumulated.shape[1]
     LAYOUT: gl.constexpr = accumulated.type.layout
-    ROWS_LAYOUT: gl.constexpr = _page_layout(HEAD_DIM)
-    maximum = gl.convert_layout(maximum, gl.SliceLayout(1, LAYOUT))
+    ROWS_LAYOUT: gl.constexpr = page_layout(HEAD_DIM)
+    reference = gl.convert_layout(reference, gl.SliceLayout(1, LAYOUT))
     total = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, LAYOUT))
-    total = gl.where(total == 0.0, 1.0, total)
-    result = accumulated * (value_scale / total)[:, None]
+    result = accumulated * (value_scale / gl.where(total == 0.0, 1.0, total))[:, None]
     target = (
         out + (first_token.to(gl.int64) + first_query) * (NUM_HEADS * HEAD_DIM) + kv_head * (GROUP * HEAD_DIM)
     )
@@ -270,7 +255,7 @@ def _write(
         _write_rows(target, rows, num_queries, HALF, NUM_HEADS, GROUP, TOKEN_ROWS)
     else:
         row = gl.arange(0, _HALF, gl.SliceLayout(1, LAYOUT))
-        lse = maximum + gl.log2(total)
+        lse = reference + gl.log2(total)  # minus infinity where a row saw no key
         first_place = first_part * NUM_KV_HEADS + kv_head
         parts = part_out + first_place * (2 * _HALF * HEAD_DIM) + HALF * (_HALF * HEAD_DIM)
         lses = part_lse + first_place * (2 * _HALF) + HALF * _HALF
@@ -282,7 +267,7 @@ def _write(
             gl.store(parts + split * stride * HEAD_DIM + place, part)
             gl.store(lses + split * stride + row, lse)
             # Every thread's part must be written before one of them says so.
-            _synchronize()
+            synchronize()
             gl.atomic_add(arrival, 1, sem="release")
         else:
             # The schedule gave the other splits out before this one, and there are no more programs than run at once: all of

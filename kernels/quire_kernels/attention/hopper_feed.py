@@ -1,7 +1,8 @@
 """What feeds the warpgroups of `prefill_hopper.py`: one warp takes items, and one each copies keys and values, page by page.
 
 Warps hand stages of a ring to one another: its tensor in shared memory, and two barriers for each stage, of which one says
-that it is full and the other that all who read it have left it. Rings are passed as triples of these. A ring of notes tells
+that it is full and the other that all who read it have left it. Rings are passed as triples of these; keys and values have the
+second in common, as whoever attends leaves a tile's keys and the values before it at the same time. A ring of notes tells
 every warp which items its program has, so that the tables are read while an earlier item is still worked on. Knows no
 product and no softmax.
 """
@@ -130,7 +131,7 @@ def range_of_keys(
 
 @gluon.jit
 def copy_tiles(
-    q_pages, pages, queries, tiles, notes, block_tables, block_table_stride, rows_per_block, head_stride,
+    q_pages, pages, queries, tiles, left, notes, block_tables, block_table_stride, rows_per_block, head_stride,
     WITH_QUERIES: gl.constexpr, WINDOW: gl.constexpr, BLOCK_SIZE: gl.constexpr, PAGE: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr,
     Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr, SETTLED: gl.constexpr,
@@ -141,7 +142,7 @@ def copy_tiles(
     """
     if OVERLAP and not SETTLED:
         gdc_wait()
-    ring, full, empty = tiles
+    ring, full = tiles
     HEAD_DIM: gl.constexpr = ring.shape[2]
     done = 0
     turn = 0
@@ -174,8 +175,11 @@ def copy_tiles(
                     )  # fmt: skip
             # The table is read one tile ahead, and its loads wait for one another no more than they must.
             following = _blocks_of_pages(table_row, start + TILE, num_keys, BLOCK_SIZE, PAGE, TILE)
+            # The tile that was in the stage before; values are left with the keys of the next one.
+            leaving = done - STAGES if WITH_QUERIES else done - STAGES + 1
+            stage, phase = stage_and_phase(leaving, STAGES)
+            mbarrier.wait(left.index(stage), phase, pred=done >= STAGES)
             stage, phase = stage_and_phase(done, STAGES)
-            mbarrier.wait(empty.index(stage), phase ^ 1)
             mbarrier.expect(full.index(stage), TILE * HEAD_DIM * 2)
             for page in gl.static_range(TILE // PAGE):
                 key = start + page * PAGE

@@ -18,8 +18,10 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from quire_kernels.attention.hopper_attend import WARPGROUP_ROWS, attend
+from quire_kernels.attention.hopper_attend import attend
+from quire_kernels.attention.hopper_exact import EXACT_KEYS
 from quire_kernels.attention.hopper_feed import NOTE_LEN, NOTE_READERS, copy_tiles, hand_out_items
+from quire_kernels.attention.hopper_softmax import WARPGROUP_ROWS
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.attention.tuning import PrefillConfig
 from quire_kernels.box_descriptor import describe_boxes
@@ -28,22 +30,17 @@ from quire_kernels.overlap import launch_options, overlaps_launches
 _LOG2_E = 1.4426950408889634
 _Q_STAGES, _NOTES = 2, 2  # stages of these rings
 _HALF = gl.constexpr(WARPGROUP_ROWS)
+_EXACT_KEYS = gl.constexpr(EXACT_KEYS)
 _NOTE_LEN = gl.constexpr(NOTE_LEN)
 
 
 @gluon.jit
-def _allocate_barriers(COUNT: gl.constexpr):
-    """Return the barriers of a ring that say which stages are full, and which are empty."""
-    full = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    return full, empty
-
-
-@gluon.jit
-def _start_barriers(full, empty, COUNT: gl.constexpr, READERS: gl.constexpr):
-    for stage in gl.static_range(COUNT):
-        mbarrier.init(full.index(stage), count=1)
-        mbarrier.init(empty.index(stage), count=READERS)
+def _allocate_barriers(STAGES: gl.constexpr, ARRIVALS: gl.constexpr):
+    """Return a barrier for each stage of a ring, which waits for so many to arrive."""
+    barriers = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(barriers.index(stage), count=ARRIVALS)
+    return barriers
 
 
 @gluon.jit
@@ -51,6 +48,8 @@ def _paged_attention_prefill_hopper_kernel(
     q_pages,  # descriptors: queries [T, Hq, D] in boxes of half an item; keys and values, [rows, columns], in pages
     k_pages,
     v_pages,
+    k_cache,  # the same, by address
+    v_cache,
     out,  # [T, Hq, D]
     part_out,  # [parts, Hkv, 128, D] float32
     part_lse,  # [parts, Hkv, 128] float32, base 2
@@ -63,6 +62,8 @@ def _paged_attention_prefill_hopper_kernel(
     block_table_stride,
     k_rows_per_block,
     v_rows_per_block,
+    k_slot_stride,
+    v_slot_stride,
     k_head_stride,
     v_head_stride,
     SLIDING_WINDOW: gl.constexpr,  # 0: none
@@ -89,38 +90,39 @@ def _paged_attention_prefill_hopper_kernel(
     )
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, TILE, HEAD_DIM], k_pages.layout)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, TILE, HEAD_DIM], v_pages.layout)
-    q_full, q_empty = _allocate_barriers(Q_STAGES)
-    k_full, k_empty = _allocate_barriers(STAGES)
-    v_full, v_empty = _allocate_barriers(STAGES)
     note_ring = gl.allocate_shared_memory(gl.int32, [NOTES, _NOTE_LEN], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    note_full, note_empty = _allocate_barriers(NOTES)
-    _start_barriers(note_full, note_empty, NOTES, NOTE_READERS)
-    _start_barriers(q_full, q_empty, Q_STAGES, 2)
-    _start_barriers(k_full, k_empty, STAGES, 2)
-    _start_barriers(v_full, v_empty, STAGES, 2)
-    queries = (q_ring, q_full, q_empty)
-    keys = (k_ring, k_full, k_empty)
-    values = (v_ring, v_full, v_empty)
-    notes = (note_ring, note_full, note_empty)
+    queries = (q_ring, _allocate_barriers(Q_STAGES, 1), _allocate_barriers(Q_STAGES, 2))
+    keys = (k_ring, _allocate_barriers(STAGES, 1))
+    values = (v_ring, _allocate_barriers(STAGES, 1))
+    left = _allocate_barriers(STAGES, 2)
+    notes = (note_ring, _allocate_barriers(NOTES, 1), _allocate_barriers(NOTES, NOTE_READERS))
+    pages = gl.allocate_shared_memory(dtype, [2, _EXACT_KEYS, HEAD_DIM], k_pages.layout)
+    caches = (
+        (k_cache, k_rows_per_block * k_slot_stride, k_slot_stride, k_head_stride),
+        (v_cache, v_rows_per_block * v_slot_stride, v_slot_stride, v_head_stride),
+    )
+    places = (block_tables, block_table_stride)
     totals = gl.allocate_shared_memory(gl.float32, [2, _HALF, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     fence_async_shared()
     gl.warp_specialize(
         [
             (attend, (
-                out, part_out, part_lse, arrivals, queries, keys, values, notes, totals, score_scale, value_scale, 0,
-                SLIDING_WINDOW, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q, TILE, STAGES, Q_STAGES, NOTES, OVERLAP,
+                out, part_out, part_lse, arrivals, queries, keys, values, left, notes, totals, score_scale, value_scale,
+                caches, places, pages, 0, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q,
+                TILE, STAGES, Q_STAGES, NOTES, OVERLAP,
             )),
             (attend, (
-                out, part_out, part_lse, arrivals, queries, keys, values, notes, totals, score_scale, value_scale, 1,
-                SLIDING_WINDOW, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q, TILE, STAGES, Q_STAGES, NOTES, OVERLAP,
+                out, part_out, part_lse, arrivals, queries, keys, values, left, notes, totals, score_scale, value_scale,
+                caches, places, pages, 1, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q,
+                TILE, STAGES, Q_STAGES, NOTES, OVERLAP,
             )),
             (copy_tiles, (
-                q_pages, k_pages, queries, keys, notes, block_tables, block_table_stride, k_rows_per_block,
+                q_pages, k_pages, queries, keys, left, notes, block_tables, block_table_stride, k_rows_per_block,
                 k_head_stride, True, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_KV_HEADS, GROUP, BLOCK_Q, TILE, STAGES,
                 Q_STAGES, NOTES, OVERLAP, SETTLED,
             )),
             (copy_tiles, (
-                q_pages, v_pages, queries, values, notes, block_tables, block_table_stride, v_rows_per_block,
+                q_pages, v_pages, queries, values, left, notes, block_tables, block_table_stride, v_rows_per_block,
                 v_head_stride, False, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_KV_HEADS, GROUP, BLOCK_Q, TILE, STAGES,
                 Q_STAGES, NOTES, OVERLAP, SETTLED,
             )),
@@ -176,6 +178,8 @@ def paged_attention_prefill_hopper(
         _describe_queries(q, schedule.queries_per_tile // 2),
         _describe_pages(k_cache, page),
         _describe_pages(v_cache, page),
+        k_cache,
+        v_cache,
         out,
         schedule.part_out,
         schedule.part_lse,
@@ -188,6 +192,8 @@ def paged_attention_prefill_hopper(
         block_tables.stride(0),
         k_cache.stride(0) // k_cache.stride(1),
         v_cache.stride(0) // v_cache.stride(1),
+        k_cache.stride(1),
+        v_cache.stride(1),
         k_cache.stride(2),
         v_cache.stride(2),
         SLIDING_WINDOW=schedule.sliding_window or 0,
