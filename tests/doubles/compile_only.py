@@ -187,6 +187,18 @@ def _take_steps(cache_dtype: torch.dtype) -> None:
             many_rows.linear_many_rows(x, weight, gated=True)  # as of rows that are too many for factors
         dispatch.linear(x, weight)
         _project_heads(x, weight, cache_dtype)
+    _attend_in_window(cache_dtype)
+
+
+def _attend_in_window(cache_dtype: torch.dtype) -> None:
+    """As layers with a sliding window do, to prompts."""
+    q = torch.zeros((64, 16, 128), dtype=torch.bfloat16)
+    k_cache, v_cache = torch.zeros((2, 4, 16, 8, 128)).to(cache_dtype)
+    ints = torch.zeros((2, 4), dtype=torch.int32)
+    paged.paged_attention_mixed(
+        q, k_cache, v_cache, ints, torch.zeros(3, dtype=torch.int32), ints[:, 0].contiguous(),
+        scale=1.0, sliding_window=64, max_query_len=64, max_seq_len=64,
+    )  # fmt: skip
 
 
 def _project_heads(x: torch.Tensor, weight: torch.Tensor, cache_dtype: torch.dtype) -> None:
