@@ -230,6 +230,7 @@ import psutil
 from quire import LLM, SamplingParams
 llm = LLM(max_num_seqs=4)
 print(json.dumps([child.pid for child in psutil.Process().children()]), flush=True)
+sys.stdin.readline()  # they must not be gone before somebody has looked at them
 {end}
 """
 
@@ -253,10 +254,11 @@ print(json.dumps([child.pid for child in psutil.Process().children()]), flush=Tr
 )
 def test_no_process_outlives_the_program_however_it_ends(end: str, status: int) -> None:
     command = [sys.executable, "-c", _PROGRAM.format(end=end)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True) as process:
         assert process.stdout is not None
         children = [psutil.Process(pid) for pid in json.loads(process.stdout.readline())]
-        _output, errors = process.communicate(timeout=60)
+        _output, errors = process.communicate("go on\n", timeout=60)
     assert process.returncode == status, errors
     assert len(children) == 3
     _gone, alive = psutil.wait_procs(children, timeout=20)
