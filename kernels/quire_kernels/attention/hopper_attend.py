@@ -23,20 +23,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_wait
 
-from quire_kernels.attention.hopper_exact import attend_exactly, has_outgrown, synchronize
+from quire_kernels.attention.hopper_exact import attend_exactly, has_outgrown
 from quire_kernels.attention.hopper_feed import range_of_keys, read_note, stage_and_phase
 from quire_kernels.attention.hopper_softmax import (
     LOWEST,
-    WARPGROUP_ROWS,
     as_operand,
     hide,
-    page_layout,
-    product_layout,
     raise_reference,
     rescale_rows,
     sum_by_thread,
     weigh,
 )
+from quire_kernels.attention.hopper_warpgroup import WARPGROUP_ROWS, page_layout, product_layout, synchronize
 
 _HALF = gl.constexpr(WARPGROUP_ROWS)
 _NEGATIVE_INFINITY = gl.constexpr(-float("inf"))
@@ -45,7 +43,7 @@ _NEGATIVE_INFINITY = gl.constexpr(-float("inf"))
 @gluon.jit
 def attend(
     out, part_out, part_lse, arrivals, queries, keys, values, left, notes, totals, score_scale, value_scale,
-    caches, places, pages, HALF: gl.constexpr, WINDOW: gl.constexpr, BLOCK_SIZE: gl.constexpr, PAGE: gl.constexpr,
+    caches, tables, exact_rooms, HALF: gl.constexpr, WINDOW: gl.constexpr, BLOCK_SIZE: gl.constexpr, PAGE: gl.constexpr,
     NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr,
     TILE: gl.constexpr, STAGES: gl.constexpr, Q_STAGES: gl.constexpr, NOTES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
@@ -97,10 +95,11 @@ def attend(
             if num_tiles > 1:  # noqa: SIM102
                 if has_outgrown(total, query_len - first_query, HALF, GROUP, TOKEN_ROWS):
                     end = gl.minimum(begin + num_tiles * TILE, num_keys)
-                    accumulated, exact_reference, total = attend_exactly(
-                        q_rows, position, total, score_scale, caches, places, kv_head, sequence, begin, end,
-                        pages.index(HALF), HEAD_DIM, BLOCK_SIZE,
+                    accumulated, exact_reference, exact_total = attend_exactly(
+                        q_rows, position, score_scale, caches, tables, kv_head, sequence, begin, end,
+                        exact_rooms.index(HALF), HEAD_DIM, BLOCK_SIZE,
                     )  # fmt: skip
+                    total = gl.convert_layout(exact_total, total.type.layout)
                     reference = gl.convert_layout(exact_reference, reference.type.layout)
                     weights = gl.zeros_like(weights)  # of the last values, which are in it
         done += num_tiles

@@ -16,26 +16,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from quire_kernels.attention.hopper_softmax import (
     LOWEST,
-    WARPGROUP_ROWS,
     as_operand,
     hide,
-    page_layout,
-    product_layout,
     raise_reference,
     rescale_rows,
     sum_by_thread,
     weigh,
 )
+from quire_kernels.attention.hopper_warpgroup import WARPGROUP_ROWS, page_layout, product_layout, synchronize
 
 EXACT_KEYS = 16
 """Keys at a time: every page holds a multiple of them."""
 
 _ROWS = gl.constexpr(WARPGROUP_ROWS)
 _KEYS = gl.constexpr(EXACT_KEYS)
-# What weights may come to: far above what they lose nothing by, far below what floats hold once values are multiplied in.
+# Totals up to here have lost nothing, and times values below 2^62 overflow nothing.
 _MOST = gl.constexpr(2.0**64)
-# Its name in Triton 3.6, and from 3.7 on.
-synchronize = getattr(gl, "thread_barrier", None) or gl.barrier
 
 
 @gluon.jit
@@ -49,46 +45,46 @@ def has_outgrown(total, num_queries, HALF: gl.constexpr, GROUP: gl.constexpr, TO
 
 @gluon.jit
 def attend_exactly(
-    queries, position, total, scale, caches, places, kv_head, sequence, begin, end, page,
+    queries, position, scale, caches, tables, kv_head, sequence, begin, end, room,
     HEAD_DIM: gl.constexpr, BLOCK_SIZE: gl.constexpr,
 ):  # fmt: skip
-    """Return result, reference and total of the rows over the keys from ``begin`` to ``end``, the last like ``total``.
+    """Return result, reference and total by thread of the rows over the keys from ``begin`` to ``end``.
 
-    ``caches`` are those of keys and of values, each with its strides (block, slot, head); ``places`` are the block tables and
-    their stride. ``page`` is room for a few keys in shared memory.
+    ``caches`` are those of keys and of values, each with its strides (block, slot, head); ``tables`` are the block tables and
+    their stride. ``room`` is shared memory for a few keys.
     """
     SCORES: gl.constexpr = product_layout(_KEYS)
     key_cache, value_cache = caches
-    block_tables, block_table_stride = places
+    block_tables, block_table_stride = tables
     table_row = block_tables + sequence.to(gl.int64) * block_table_stride
     row_position = gl.convert_layout(position, gl.SliceLayout(1, SCORES))
     zeros = gl.zeros([_ROWS, _KEYS], gl.float32, SCORES)
     accumulated = gl.zeros([_ROWS, HEAD_DIM], gl.float32, product_layout(HEAD_DIM))
     reference = gl.full([_ROWS], LOWEST, gl.float32, gl.SliceLayout(1, SCORES))
-    sums = sum_by_thread(zeros)
+    total = sum_by_thread(zeros)
     for start in range(begin, end, _KEYS):
         block = gl.load(table_row + start // BLOCK_SIZE)
-        _fill(page, key_cache, block, start % BLOCK_SIZE, end - start, kv_head)
-        scores = warpgroup_mma(queries, page.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        _fill(room, key_cache, block, start % BLOCK_SIZE, end - start, kv_head)
+        scores = warpgroup_mma(queries, room.permute((1, 0)), zeros, use_acc=False, is_async=True)
         scores = warpgroup_mma_wait(0, deps=[scores])
         scores = hide(scores, row_position, start, 0)
         higher = raise_reference(reference, scores, scale)
         rescale = gl.exp2(reference - higher)
         reference = higher
         weights = weigh(scores, scale, reference)
-        sums = rescale_rows(sums, rescale) + sum_by_thread(weights)
-        _fill(page, value_cache, block, start % BLOCK_SIZE, end - start, kv_head)
+        total = rescale_rows(total, rescale) + sum_by_thread(weights)
+        _fill(room, value_cache, block, start % BLOCK_SIZE, end - start, kv_head)
         accumulated = rescale_rows(accumulated, rescale)
-        operand = as_operand(weights, page.dtype)
-        accumulated = warpgroup_mma(operand, page, accumulated, is_async=True)
+        operand = as_operand(weights, room.dtype)
+        accumulated = warpgroup_mma(operand, room, accumulated, is_async=True)
         accumulated, operand = warpgroup_mma_wait(0, deps=[accumulated, operand])
-    return accumulated, reference, gl.convert_layout(sums, total.type.layout)
+    return accumulated, reference, total
 
 
 @gluon.jit
-def _fill(page, cache, block, slot, num_left, kv_head):
+def _fill(room, cache, block, slot, num_left, kv_head):
     """Copy some slots of a block to shared memory, zeros for those past the end, once nobody reads what was there."""
-    HEAD_DIM: gl.constexpr = page.shape[1]
+    HEAD_DIM: gl.constexpr = room.shape[1]
     LAYOUT: gl.constexpr = page_layout(HEAD_DIM)
     pointer, block_stride, slot_stride, head_stride = cache
     row = gl.arange(0, _KEYS, gl.SliceLayout(1, LAYOUT))
@@ -98,6 +94,6 @@ def _fill(page, cache, block, slot, num_left, kv_head):
         pointer + block.to(gl.int64) * block_stride + place, mask=(row < num_left)[:, None], other=0.0
     )
     synchronize()
-    page.store(rows)
+    room.store(rows)
     fence_async_shared()
     synchronize()

@@ -1,8 +1,9 @@
 """What feeds the warpgroups of `prefill_hopper.py`: one warp takes items, and one each copies keys and values, page by page.
 
 Warps hand stages of a ring to one another: its tensor in shared memory, and two barriers for each stage, of which one says
-that it is full and the other that all who read it have left it. Rings are passed as triples of these; keys and values have the
-second in common, as whoever attends leaves a tile's keys and the values before it at the same time. A ring of notes tells
+that it is full and the other that all who read it have left it. Rings are passed as triples of these, but those of keys and
+values as pairs: they are left together. Phase n of `left`, one barrier a stage for both, is over when the keys of tile n and the
+values of tile n - 1 are read; it takes two stages or more. A ring of notes tells
 every warp which items its program has, so that the tables are read while an earlier item is still worked on. Knows no
 product and no softmax.
 """
@@ -142,6 +143,7 @@ def copy_tiles(
     """
     if OVERLAP and not SETTLED:
         gdc_wait()
+    gl.static_assert(STAGES > 1)
     ring, full = tiles
     HEAD_DIM: gl.constexpr = ring.shape[2]
     done = 0

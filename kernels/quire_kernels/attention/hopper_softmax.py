@@ -1,28 +1,18 @@
 """Softmax of a warpgroup's rows over one tile of scores after another, in the layouts of its products.
 
 What a row subtracts from its scores is its *reference*. Any will do that is not far below the highest score: weights and
-their total are floats, and one is divided by the other in the end. Scores, references and exponents are powers of two.
+their total are floats, and one is divided by the other in the end. Scores, references and exponents are powers of two. Knows
+no cache, no ring and no item.
 """
 
 import triton.experimental.gluon as gluon
 import triton.experimental.gluon.language as gl
 
-WARPGROUP_ROWS = 64
+from quire_kernels.attention.hopper_warpgroup import WARPGROUP_ROWS
+
 _ROWS = gl.constexpr(WARPGROUP_ROWS)
-# Of a row that has seen no key: finite, so that infinity is never subtracted from infinity.
+# The reference of a row that has seen no key: finite, so that infinity is never subtracted from infinity.
 LOWEST = gl.constexpr(-1e30)
-
-
-@gluon.constexpr_function
-def product_layout(columns):
-    """How a warpgroup holds a product of 64 rows."""
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
-
-
-@gluon.constexpr_function
-def page_layout(columns):
-    """How a warpgroup holds rows that it moves, 16 bytes a thread."""
-    return gl.BlockedLayout([1, 8], [256 // columns, columns // 8], [4, 1], [1, 0])
 
 
 @gluon.jit
@@ -44,6 +34,7 @@ def raise_reference(reference, scores, scale):
 
 @gluon.jit
 def weigh(scores, scale, reference):
+    """Return 2^(scores * scale - reference)."""
     return gl.exp2(gl.fma(scores, scale, -reference[:, None]))
 
 
@@ -62,4 +53,5 @@ def rescale_rows(numbers, factor):
 
 @gluon.jit
 def as_operand(weights, dtype: gl.constexpr):
+    """Return weights as a warpgroup multiplies them with values."""
     return gl.convert_layout(weights.to(dtype), gl.DotOperandLayout(0, weights.type.layout, 2))

@@ -1,8 +1,9 @@
 """Paged attention for sequences with several query tokens on Hopper: copies, products and softmax overlap by hand.
 
 Truth: `attention/reference.py`. The work is that of `prefill.py`, by the same schedule; only its pace differs. Three warps
-feed (`hopper_feed.py`) and two warpgroups attend (`hopper_attend.py`). Programs stay on their multiprocessor and take
-items until none is left, so that the first tiles of an item are copied and multiplied while the one before it ends.
+feed (`hopper_feed.py`) and two warpgroups attend (`hopper_attend.py`; `hopper_exact.py` where scores are out of range).
+Programs stay on their multiprocessor and take items until none is left, so that the first tiles of an item are copied and
+multiplied while the one before it ends.
 
 Knows Hopper alone, 16-bit tensors, and pages that fill tiles (`can_attend`). Gluon is an experiment of Triton's: whoever
 imports this module must be ready for an ImportError or AttributeError.
@@ -21,7 +22,7 @@ from triton.language.extra.cuda import gdc_launch_dependents
 from quire_kernels.attention.hopper_attend import attend
 from quire_kernels.attention.hopper_exact import EXACT_KEYS
 from quire_kernels.attention.hopper_feed import NOTE_LEN, NOTE_READERS, copy_tiles, hand_out_items
-from quire_kernels.attention.hopper_softmax import WARPGROUP_ROWS
+from quire_kernels.attention.hopper_warpgroup import WARPGROUP_ROWS
 from quire_kernels.attention.schedule import PrefillSchedule
 from quire_kernels.attention.tuning import PrefillConfig
 from quire_kernels.box_descriptor import describe_boxes
@@ -48,7 +49,7 @@ def _paged_attention_prefill_hopper_kernel(
     q_pages,  # descriptors: queries [T, Hq, D] in boxes of half an item; keys and values, [rows, columns], in pages
     k_pages,
     v_pages,
-    k_cache,  # the same, by address
+    k_cache,  # the same by address, for `hopper_exact.py` alone
     v_cache,
     out,  # [T, Hq, D]
     part_out,  # [parts, Hkv, 128, D] float32
@@ -96,24 +97,24 @@ def _paged_attention_prefill_hopper_kernel(
     values = (v_ring, _allocate_barriers(STAGES, 1))
     left = _allocate_barriers(STAGES, 2)
     notes = (note_ring, _allocate_barriers(NOTES, 1), _allocate_barriers(NOTES, NOTE_READERS))
-    pages = gl.allocate_shared_memory(dtype, [2, _EXACT_KEYS, HEAD_DIM], k_pages.layout)
+    exact_rooms = gl.allocate_shared_memory(dtype, [2, _EXACT_KEYS, HEAD_DIM], k_pages.layout)
     caches = (
         (k_cache, k_rows_per_block * k_slot_stride, k_slot_stride, k_head_stride),
         (v_cache, v_rows_per_block * v_slot_stride, v_slot_stride, v_head_stride),
     )
-    places = (block_tables, block_table_stride)
+    tables = (block_tables, block_table_stride)
     totals = gl.allocate_shared_memory(gl.float32, [2, _HALF, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     fence_async_shared()
     gl.warp_specialize(
         [
             (attend, (
                 out, part_out, part_lse, arrivals, queries, keys, values, left, notes, totals, score_scale, value_scale,
-                caches, places, pages, 0, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q,
+                caches, tables, exact_rooms, 0, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q,
                 TILE, STAGES, Q_STAGES, NOTES, OVERLAP,
             )),
             (attend, (
                 out, part_out, part_lse, arrivals, queries, keys, values, left, notes, totals, score_scale, value_scale,
-                caches, places, pages, 1, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q,
+                caches, tables, exact_rooms, 1, SLIDING_WINDOW, BLOCK_SIZE, PAGE, NUM_HEADS, NUM_KV_HEADS, GROUP, BLOCK_Q,
                 TILE, STAGES, Q_STAGES, NOTES, OVERLAP,
             )),
             (copy_tiles, (
@@ -143,7 +144,7 @@ def can_attend(k_cache: Tensor, num_heads: int, config: PrefillConfig) -> bool:
         k_cache.dtype in (torch.bfloat16, torch.float16)
         and head_dim in (64, 128)
         and num_heads // num_kv_heads <= WARPGROUP_ROWS
-        and block_size % 16 == 0
+        and block_size % EXACT_KEYS == 0
         and (config.tile % block_size == 0 or block_size % config.tile == 0)
         and block_stride % slot_stride == 0
         and slot_stride % 8 == head_stride % 8 == 0
