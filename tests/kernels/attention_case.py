@@ -20,22 +20,27 @@ LONG = [(3, 150), (20, 130), (0, 0), (2, 2), (1, 90), (34, 35)]
 
 
 def paged_case(
-    lengths: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+    lengths: list[tuple[int, int]],
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    block_size: int = BLOCK_SIZE,
 ) -> tuple[Tensor, ...]:
     """Make inputs for (query_len, seq_len) pairs; slots that hold no token, and spare table entries, hold
     NaN.
     """
     seq_lens = torch.tensor([seq_len for _, seq_len in lengths], dtype=torch.int32)
     query_lens = torch.tensor([0, *(query_len for query_len, _ in lengths)], dtype=torch.int32)
-    max_blocks = -(-int(seq_lens.max()) // BLOCK_SIZE) + 1
+    max_blocks = -(-int(seq_lens.max()) // block_size) + 1
     num_blocks = 1 + len(lengths) * max_blocks
     tables = (torch.randperm(num_blocks - 1)[: len(lengths) * max_blocks] + 1).view(len(lengths), max_blocks)
     caches = torch.full(
-        (2, num_blocks, BLOCK_SIZE, num_kv_heads, head_dim), float("nan"), dtype=dtype, device=DEVICE
+        (2, num_blocks, block_size, num_kv_heads, head_dim), float("nan"), dtype=dtype, device=DEVICE
     )
     for row, (_, seq_len) in enumerate(lengths):
         position = torch.arange(seq_len)
-        where = tables[row, position // BLOCK_SIZE], position % BLOCK_SIZE
+        where = tables[row, position // block_size], position % block_size
         caches[:, where[0].to(DEVICE), where[1].to(DEVICE)] = random(
             2, seq_len, num_kv_heads, head_dim, dtype=dtype
         )

@@ -71,17 +71,42 @@ def test_scores_of_any_size_equal_reference(num_heads: int, head_dim: int, dtype
 @pytest.mark.skipif(not HAS_PAGE_COPIES, reason="the kernel is for Hopper")
 @pytest.mark.parametrize("exponent", [-300, -40, 12, 63, 65, 100, 126, 129, 500])
 def test_keys_that_outweigh_all_before_them_equal_reference(exponent: int) -> None:
-    """One key is 2^``exponent`` times as heavy as the others, in the first, a middle or the last tile, for one row or for all."""
+    """One key is 2^``exponent`` times as heavy as the others, in the first, a middle or the last tile, for one row or for all.
+
+    Values are large: times a weight that the kernel should not have kept they are infinite.
+    """
     for place in (5, 700, 1290):
         for rows in (slice(None), slice(37, 38)):
             case = paged_case([(100, 1300), (2, 64)], 32, 8, 128, torch.bfloat16)
-            q, k_cache, _, tables, *_ = case
+            q, k_cache, v_cache, tables, *_ = case
+            v_cache.mul_(2.0**60)
             q[:100].mul_(1e-3)
             q[rows, :, 0] = 16
             k_cache[:, :, :, 0] = 0
             heavy = exponent / (16 * 128**-0.5 * 1.4427)
             k_cache[tables[0, place // BLOCK_SIZE], place % BLOCK_SIZE, :, 0] = heavy
             check_attention(case, None, tuned_for_cache=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_PAGE_COPIES, reason="the kernel is for Hopper")
+@pytest.mark.parametrize(("block_size", "head_dim"), [(32, 128), (64, 128), (128, 128), (64, 64), (256, 64)])
+@pytest.mark.parametrize("largest", [1, 40])
+def test_hopper_prefill_over_larger_blocks_equals_reference(
+    block_size: int, head_dim: int, largest: int
+) -> None:
+    """Pages fill a tile, or a tile is part of one; with large scores most items are done again."""
+    lengths = [(200, 3000), (129, 129), (40, 2001), (1, 500), (64, 64), (65, 129)]
+    case = paged_case(lengths, 32, 8, head_dim, torch.bfloat16, block_size)
+    q, k_cache, _, _, starts, seq_lens = case
+    schedule = schedule_prefill(
+        starts, seq_lens, num_tokens=q.shape[0], num_heads=32, num_kv_heads=8, head_dim=head_dim,
+        sliding_window=None, dtype=q.dtype, k_cache=k_cache,
+    )  # fmt: skip
+    assert schedule.config.hopper
+    q.mul_(largest)
+    for window in (None, 300):
+        check_attention(case, window, tuned_for_cache=True, padding=3)
 
 
 @pytest.mark.gpu

@@ -39,8 +39,10 @@ def has_outgrown(total, num_queries, HALF: gl.constexpr, GROUP: gl.constexpr, TO
     """Whether the weights of any row that exists are too large, or no numbers."""
     row = HALF * _ROWS + gl.arange(0, _ROWS, gl.SliceLayout(1, total.type.layout))
     exists = (row % TOKEN_ROWS < GROUP) & (row // TOKEN_ROWS < num_queries)
-    fits = (total < _MOST) | (exists == 0)[:, None]
-    return gl.min(fits.to(gl.int32)) == 0
+    has = exists[:, None] & ((total < _MOST) == 0)
+    # One number of each warp, then all four in every thread: one round through shared memory, where `max` of all takes two.
+    of_warps = gl.max(has.to(gl.int32).reshape([4, _ROWS]), 1)
+    return gl.max(gl.convert_layout(of_warps, gl.BlockedLayout([4], [32], [4], [0])), 0) > 0
 
 
 @gluon.jit

@@ -11,8 +11,8 @@ import triton.experimental.gluon.language as gl
 from quire_kernels.attention.hopper_warpgroup import WARPGROUP_ROWS
 
 _ROWS = gl.constexpr(WARPGROUP_ROWS)
-# The reference of a row that has seen no key: finite, so that infinity is never subtracted from infinity.
-LOWEST = gl.constexpr(-1e30)
+# The reference of a row that has seen no key: finite, so that infinity is never subtracted from infinity, and below any score.
+LOWEST = gl.constexpr(-3.4e38)
 
 
 @gluon.jit
