@@ -1,6 +1,7 @@
 """What the worker loads, what it refuses to start with, and the figures that it names."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from quire_kernels import linear
 from quire_scheduler.core import Sampling
+from quire_worker import assembly, loading
 from quire_worker.kv_cache import CacheShape, num_cache_blocks
 from quire_worker.model.config import parse_model_config
 from quire_worker.model.weights import load_weights
@@ -21,7 +23,7 @@ from quire.model_files import read_json
 from tests.worker.driver import Driver
 from tests.worker.tiny_model import load_tiny, make_tiny_model
 
-_CPU = torch.device("cpu")
+_CPU, _DEVICE = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -100,6 +102,28 @@ def test_damaged_and_absent_weight_files_are_refused(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"has no \*\.safetensors file"):
         load_tiny(directory)
+
+
+def test_weights_that_do_not_fit_are_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB of 1 GiB")
+
+    monkeypatch.setattr(loading, "load_weights", load)
+    with pytest.raises(
+        ConfigError, match=r"--model=.*no room for its weights as torch\.float32: tried to allocate"
+    ):
+        load_tiny(directory)
+
+
+def test_buffers_that_do_not_fit_are_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(**_sizes: int) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB of 1 GiB")
+
+    monkeypatch.setattr(assembly, "DeviceBatch", allocate)
+    with pytest.raises(
+        ConfigError, match=r"--max-num-seqs=7: .* --max-model-len=64 and steps of 80 tokens: tried"
+    ):
+        load_tiny(directory, max_num_seqs=7, max_model_len=64, max_num_batched_tokens=80)
 
 
 def test_directory_without_config_is_refused(tmp_path: Path) -> None:
@@ -187,8 +211,77 @@ class TestCacheSize:
         assert num_cache_blocks(shape, WorkerConfig(max_num_seqs=2), 64, _CPU) == 8
 
     def test_context_beyond_memory_names_what_fits(self, shape: CacheShape) -> None:
-        with pytest.raises(ConfigError, match=r"--max-model-len=4096 needs 256 KV blocks.*fits is 2032"):
+        with pytest.raises(ConfigError, match=r"--max-model-len=4096 needs 256 KV blocks.*fits is 2032$"):
             num_cache_blocks(shape, WorkerConfig(), 4096, _CPU)
+
+    @pytest.mark.parametrize(("setting", "fits"), [
+        ({"num_gpu_blocks_override": 7}, {"num_gpu_blocks_override": 8}),
+        ({"kv_cache_memory_bytes": 65535}, {"kv_cache_memory_bytes": 65536}),
+    ])  # fmt: skip
+    def test_setting_that_leaves_too_little_names_what_would_do(
+        self, shape: CacheShape, setting: dict[str, int], fits: dict[str, int]
+    ) -> None:
+        ((name, value),) = fits.items()
+        flag = name.replace("_", "-")
+        with pytest.raises(
+            ConfigError, match=rf"fits is 112; --{flag}=.* would have to be at least {value}$"
+        ):
+            num_cache_blocks(shape, WorkerConfig(**setting), 128, _CPU)
+        assert num_cache_blocks(shape, WorkerConfig(**fits), 128, _CPU) == 8
+
+
+class TestCacheSizeOnDevice:
+    """The same blocks on a device with 1,048,576 bytes, 900,000 of them free."""
+
+    @pytest.fixture
+    def shape(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> CacheShape:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (900_000, 2**20))
+        model = parse_model_config(read_json(directory / "config.json"))
+        return CacheShape(model=model, dtype=torch.float32, block_size=16)
+
+    @pytest.mark.parametrize(
+        ("share", "step_bytes", "num_blocks"),
+        [(1.0, 0, 108), (0.5, 0, 44), (0.5, 2**16, 36), (0.5, 2**18, 12)],
+    )
+    def test_cache_takes_the_share_that_weights_and_steps_leave(
+        self, shape: CacheShape, share: float, step_bytes: int, num_blocks: int
+    ) -> None:
+        config = WorkerConfig(gpu_memory_utilization=share)
+        assert num_cache_blocks(shape, config, 64, _DEVICE, step_bytes=step_bytes) == num_blocks
+
+    @pytest.mark.parametrize(("share", "step_bytes"), [(0.1, 0), (0.5, 2**16), (0.3, 2**18)])
+    def test_share_that_is_too_low_names_one_that_would_do(
+        self, shape: CacheShape, share: float, step_bytes: int
+    ) -> None:
+        config = WorkerConfig(gpu_memory_utilization=share)
+        with pytest.raises(ConfigError) as refused:
+            num_cache_blocks(shape, config, 640, _DEVICE, step_bytes=step_bytes)
+        found = re.search(rf"--gpu-memory-utilization={share} .* at least (0\.\d+)$", refused.value.message)
+        assert found
+        least = float(found[1])
+        enough = replace(config, gpu_memory_utilization=least)
+        assert num_cache_blocks(shape, enough, 640, _DEVICE, step_bytes=step_bytes) >= 40
+        less = replace(config, gpu_memory_utilization=least - 1e-3)
+        with pytest.raises(ConfigError):
+            num_cache_blocks(shape, less, 640, _DEVICE, step_bytes=step_bytes)
+
+    def test_steps_that_leave_no_room_name_what_would(self, shape: CacheShape) -> None:
+        config = WorkerConfig(max_num_batched_tokens=4096, max_num_seqs=300)
+        limits = "--max-num-batched-tokens=4096 and --max-num-seqs=300"
+        wanted = (
+            f"--max-model-len=640 .*about 70 % of {limits} would leave room at --gpu-memory-utilization=1$"
+        )
+        with pytest.raises(ConfigError, match=wanted):
+            num_cache_blocks(shape, config, 640, _DEVICE, step_bytes=800_000)
+        assert num_cache_blocks(
+            shape, replace(config, gpu_memory_utilization=1), 640, _DEVICE, step_bytes=560_000
+        )
+
+    def test_context_beyond_the_device_names_both_figures(self, shape: CacheShape) -> None:
+        with pytest.raises(
+            ConfigError, match=r"900,000 bytes are free on the device, and 1,056,768 are needed"
+        ):
+            num_cache_blocks(shape, WorkerConfig(), 2048, _DEVICE)
 
 
 def test_cache_of_8_bits_holds_more_blocks_and_serves(tmp_path: Path) -> None:

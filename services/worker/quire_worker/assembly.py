@@ -3,6 +3,7 @@
 import torch
 
 from quire.config import WorkerConfig
+from quire.errors import ConfigError
 from quire_worker.device_batch import DeviceBatch
 from quire_worker.device_step import DeviceStep
 from quire_worker.grammar_compiler import GrammarCompiler
@@ -15,15 +16,13 @@ from quire_worker.slot_grammar import SlotGrammars
 from quire_worker.slot_table import SlotTable
 from quire_worker.step_graph import ANY_CHANGES, StepGraphs
 from quire_worker.step_shape import ShapeTable, StepShape
+from quire_worker.trial_step import measured_step_bytes
 
 _EAGER_HOST_US_PER_LAYER = 400
 """Host time of one eagerly launched layer, measured on the host of an H200."""
 
 _MATRIX_FLOP_PER_US = 700e6
 """Rate at which a large step computes there."""
-
-_GRAPH_BYTES = 512 * 2**20
-"""Driver memory of a hundred graphs, with room."""
 
 
 def build_runner(
@@ -34,15 +33,22 @@ def build_runner(
     device: torch.device,
     compiler: GrammarCompiler,
 ) -> tuple[Runner, int]:
-    """The runner and the number of its KV blocks. Raises `ConfigError` when the cache does not fit."""
+    """The runner and the number of its KV blocks. Raises `ConfigError` when steps or cache do not fit."""
     max_blocks = -(-max_model_len // cache.block_size)
-    batch = DeviceBatch(
-        max_num_seqs=config.max_num_seqs,
-        max_num_tokens=config.step_token_limit,
-        max_blocks=max_blocks,
-        vocab_size=cache.model.vocab_size,
-        device=device,
-    )
+    try:
+        batch = DeviceBatch(
+            max_num_seqs=config.max_num_seqs,
+            max_num_tokens=config.step_token_limit,
+            max_blocks=max_blocks,
+            vocab_size=cache.model.vocab_size,
+            device=device,
+        )
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"--max-num-seqs={config.max_num_seqs}: the device has no room for what is kept of so many sequences of "
+            f"--max-model-len={max_model_len} and steps of {config.step_token_limit} tokens: {error}",
+            field="max_num_seqs",
+        ) from error
 
     def step_over(num_blocks: int) -> DeviceStep:
         return DeviceStep(
@@ -54,7 +60,9 @@ def build_runner(
 
     is_cuda = device.type == "cuda"
     shapes = shape_table(cache.model, config, max_model_len) if is_cuda else None
-    step_bytes = _measured_step_bytes(step_over(1), config, max_model_len) if is_cuda else 0
+    step_bytes = (
+        measured_step_bytes(step_over(1), largest_shape(config, max_model_len), config) if is_cuda else 0
+    )
     num_blocks = num_cache_blocks(cache, config, max_model_len, device, step_bytes=step_bytes)
     step = step_over(num_blocks)
     slots = SlotTable(
@@ -85,19 +93,6 @@ def shape_table(model: ModelConfig, config: WorkerConfig, max_model_len: int) ->
 def largest_shape(config: WorkerConfig, max_model_len: int) -> StepShape:
     """No step needs more memory."""
     return StepShape(config.step_token_limit, config.max_num_seqs, False, max_model_len)
-
-
-def _measured_step_bytes(step: DeviceStep, config: WorkerConfig, max_model_len: int) -> int:
-    """Peak memory of the largest step, beside weights and buffers; captured steps need it a second time."""
-    largest = largest_shape(config, max_model_len)
-    step.batch.load_padding(largest)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step.run(largest)
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    torch.cuda.empty_cache()
-    return peak if config.enforce_eager else 2 * peak + _GRAPH_BYTES
 
 
 def _captured(step: DeviceStep, shapes: ShapeTable) -> StepGraphs:

@@ -4,6 +4,7 @@ Layout `[num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_dim]`; bl
 ended rows land. Knows memory and shapes, no sequence.
 """
 
+import math
 from dataclasses import dataclass
 
 import psutil
@@ -65,9 +66,10 @@ def num_cache_blocks(
         num_blocks = min(fitting, _wanted_blocks(shape, config, max_model_len, available, device))
     num_needed = -(-max_model_len // shape.block_size)
     if num_blocks < num_needed:
+        longest = num_blocks * shape.block_size
         raise ConfigError(
-            f"--max-model-len={max_model_len} needs {num_needed} KV blocks of {shape.block_size} tokens, "
-            f"{num_blocks} fit; the longest context that fits is {num_blocks * shape.block_size}",
+            f"--max-model-len={max_model_len} needs {num_needed} KV blocks of {shape.block_size} tokens, {num_blocks} fit; "
+            f"the longest context that fits is {longest}{_what_else_would_do(shape, config, num_needed, device, step_bytes)}",
             field="max_model_len",
         )
     return num_blocks
@@ -88,6 +90,29 @@ def allocate_cache(shape: CacheShape, num_blocks: int, device: torch.device) -> 
         dtype=shape.dtype,
         device=device,
     )
+
+
+def _what_else_would_do(
+    shape: CacheShape, config: WorkerConfig, num_needed: int, device: torch.device, step_bytes: int
+) -> str:
+    """The setting of memory that keeps so many blocks from fitting, and the figure with which they would."""
+    if config.num_gpu_blocks_override is not None:
+        return f"; --num-gpu-blocks-override={config.num_gpu_blocks_override} would have to be at least {num_needed}"
+    cache_bytes = num_needed * shape.block_bytes
+    if config.kv_cache_memory_bytes is not None and config.kv_cache_memory_bytes < cache_bytes:
+        return f"; --kv-cache-memory-bytes={config.kv_cache_memory_bytes} would have to be at least {cache_bytes}"
+    if device.type != "cuda":
+        return ""
+    cache_bytes += shape.block_bytes  # the scratch block
+    free, total = torch.cuda.mem_get_info(device)
+    share = math.ceil(1000 * (1 - (free - cache_bytes - step_bytes) / total)) / 1000
+    if share <= 1:
+        return f"; --gpu-memory-utilization={config.gpu_memory_utilization} would have to be at least {share}"
+    limits = f"--max-num-batched-tokens={config.step_token_limit} and --max-num-seqs={config.max_num_seqs}"
+    if free > cache_bytes:
+        part = int(100 * (free - cache_bytes) / step_bytes)
+        return f"; steps take {step_bytes:,} bytes: about {part} % of {limits} would leave room at --gpu-memory-utilization=1"
+    return f"; {free:,} bytes are free on the device, and {cache_bytes:,} are needed even without what {limits} take"
 
 
 def _available_bytes(config: WorkerConfig, device: torch.device) -> int:

@@ -63,10 +63,16 @@ def load_model(config: WorkerConfig, compilers: CompilerPool | None = None) -> L
     ).to(device)
     shape = CacheShape(model=model, dtype=_cache_dtype(config, dtype, device), block_size=config.block_size)
     with kernels_compiled(shape, config, max_model_len, dtype, rotary, compilers):
-        if config.load_format == "dummy":
-            weights = dummy_weights(model, config.seed, dtype, device)
-        else:
-            weights = load_weights(model, directory, dtype, device)
+        try:
+            if config.load_format == "dummy":
+                weights = dummy_weights(model, config.seed, dtype, device)
+            else:
+                weights = load_weights(model, directory, dtype, device)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"--model={config.model}: the device has no room for its weights as {dtype}: {error}",
+                field="model",
+            ) from error
     decoder = Decoder(model, weights, rotary)
     runner, num_blocks = build_runner(decoder, shape, config, max_model_len, device, compiler)
     return LoadedModel(
