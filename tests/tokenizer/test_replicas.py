@@ -39,6 +39,14 @@ async def _tokens_are_true(client: Client, max_tokens: int = 40, model: str = ""
     assert [output.token_ids for output in outputs] == [_truth(prompt, max_tokens) for prompt in _PROMPTS]
 
 
+async def _tokens_so_far(client: Client, *schedulers: Scheduler) -> list[int]:
+    """How many tokens each has generated, once all of them serve: a front door hears of one after another."""
+    async with asyncio.timeout(20):
+        while not all(counts := [(await each.stats()).num_generated_tokens for each in schedulers]):
+            await _tokens_are_true(client, 1)
+    return counts
+
+
 async def test_two_front_doors_share_one_scheduler() -> None:
     with (
         scheduler() as owner,
@@ -148,12 +156,11 @@ async def test_streams_of_a_killed_scheduler_go_on_at_another() -> None:
             Scheduler(a.address) as first,
             Scheduler(b.address) as second,
         ):
-            await first.seconds_until(lambda now: now.num_worker_groups == 1)
-            await second.seconds_until(lambda now: now.num_worker_groups == 1)
             await client.until_ready()
+            of_first, of_second = await _tokens_so_far(client, first, second)
             running = asyncio.create_task(_tokens_are_true(client, 100))
-            await first.seconds_until(lambda now: now.num_generated_tokens > 40)
-            await second.seconds_until(lambda now: now.num_generated_tokens > 40)
+            await first.seconds_until(lambda now: now.num_generated_tokens > of_first + 40)
+            await second.seconds_until(lambda now: now.num_generated_tokens > of_second + 40)
             a.kill()
             await running
 
@@ -185,11 +192,10 @@ async def test_streams_of_a_silent_scheduler_go_on_at_another_within_thirty_seco
             Scheduler(a.address) as first,
             Scheduler(b.address) as second,
         ):
-            await first.seconds_until(lambda now: now.num_worker_groups == 1)
-            await second.seconds_until(lambda now: now.num_worker_groups == 1)
             await client.until_ready()
+            of_first, _ = await _tokens_so_far(client, first, second)
             running = asyncio.create_task(_tokens_are_true(client, 100))
-            await first.seconds_until(lambda now: now.num_generated_tokens > 40)
+            await first.seconds_until(lambda now: now.num_generated_tokens > of_first + 40)
             a.pause()
             await asyncio.wait_for(running, 30)
             a.resume()
@@ -204,11 +210,10 @@ async def test_draining_scheduler_hands_over_to_another_and_the_last_one_says_un
             Scheduler(a.address) as first,
             Scheduler(b.address) as second,
         ):
-            await first.seconds_until(lambda now: now.num_worker_groups == 1)
-            await second.seconds_until(lambda now: now.num_worker_groups == 1)
             await client.until_ready()
+            of_first, _ = await _tokens_so_far(client, first, second)
             running = asyncio.create_task(_tokens_are_true(client, 100))
-            await first.seconds_until(lambda now: now.num_generated_tokens > 20)
+            await first.seconds_until(lambda now: now.num_generated_tokens > of_first + 20)
             await first.stub.Drain(scheduler_pb2.DrainRequest(timeout_ms=1))
             before = (await second.stats()).num_generated_tokens
             await _tokens_are_true(client)
